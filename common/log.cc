@@ -9,7 +9,8 @@ namespace distfuse::log {
 Status init(const Options& options) {
   const auto level = spdlog::level::from_str(options.level);
   if (level == spdlog::level::off && options.level != "off") {
-    return Error{EINVAL, "log level '" + options.level + "' is unknown: use trace, debug, info, warn or error"};
+    return Error{EINVAL, "log level '" + options.level +
+                             "' is unknown: use trace, debug, info, warn or error"};
   }
   try {
     spdlog::sink_ptr sink;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Logging: spdlog's default logger, set up once per process. The first that decides an error logs it; nobody above
-// logs it again.
+// Logging: spdlog's default logger, set up once per process. The first that decides an error logs
+// it; nobody above logs it again.
 #pragma once
 
 #include <spdlog/spdlog.h>

@@ -19,7 +19,8 @@ struct [[nodiscard]] Error {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}   // NOLINT: implicit by intent
+  Result(T value)
+      : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT: implicit by intent
   Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT
 
   [[nodiscard]] bool ok() const { return state_.index() == 0; }
@@ -72,8 +73,8 @@ using Status = Result<void>;
 }  // namespace distfuse
 
 /// Returns the error of `expression` from the enclosing function, if there is one.
-#define DISTFUSE_TRY(expression)                                       \
-  do {                                                                 \
-    if (auto distfuse_status = (expression); !distfuse_status.ok())    \
-      return distfuse_status.error();                                  \
+#define DISTFUSE_TRY(expression)                                    \
+  do {                                                              \
+    if (auto distfuse_status = (expression); !distfuse_status.ok()) \
+      return distfuse_status.error();                               \
   } while (false)
