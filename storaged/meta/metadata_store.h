@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// The metadata store: what a meta target keeps, behind one interface, so that a distributed engine
+// can stand in for the embedded one (rocksdb_metadata_store.h).
+//
+// Who calls: one owner thread calls everything but sync() and counters(); a sync thread calls
+// sync(); any thread reads counters(). What is answered survives the death of the process; what
+// sync() has covered survives a power cut.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/result.h"
+#include "rpc/metadata.h"
+
+namespace distfuse::storaged {
+
+/// An inode that is gone and whose chunks may still lie at the data targets. Kept until purged().
+struct PurgeJob {
+  rpc::Ino ino = 0;
+  std::uint64_t size = 0;  ///< Bytes, as last known here; chunks may lie beyond it.
+  std::uint32_t chunk_size = 0;
+  std::uint32_t first_target = 0;
+  bool operator==(const PurgeJob&) const = default;
+};
+
+struct MetadataCounters {
+  std::uint64_t operations = 0;       ///< Requests executed, reads included.
+  std::uint64_t errors = 0;           ///< Of these, answered with an error.
+  std::uint64_t replayed = 0;         ///< Retries answered from their reply record.
+  std::uint64_t refused = 0;          ///< Requests of fenced sessions.
+  std::uint64_t syncs = 0;            ///< sync() calls that reached the disk.
+  std::uint64_t inodes = 0;           ///< In use now, orphans included.
+  std::uint64_t purges_pending = 0;   ///< Purge records now.
+  std::uint64_t reply_records = 0;    ///< Reply records kept now.
+  std::uint64_t fenced_sessions = 0;  ///< Sessions refused from now on.
+};
+
+class MetadataStore {
+ public:
+  virtual ~MetadataStore() = default;
+
+  /// Runs one request to its end, or answers a retry from the reply record of the first run.
+  ///
+  /// Errors (reply.error) are those of the system call, and: ESTALE: the session is fenced, an
+  /// expect_* did not hold, or the request was answered long ago (its id is below the session's
+  /// watermark). EIO: the store is broken (logged); ENOSPC: its disk is full. EINVAL: the request
+  /// breaks a limit of rpc/metadata.h.
+  ///
+  /// Not checked here: permissions (the kernel does, default_permissions) and that FenceSession
+  /// comes from lockd (the caller knows its peer). SyncMetadata calls sync() on the calling thread:
+  /// a server hands it to its sync thread instead.
+  [[nodiscard]] virtual rpc::MetadataReply execute(const rpc::RequestContext& context,
+                                                   const rpc::MetadataRequest& request) = 0;
+
+  /// Makes everything answered before the call durable. From a sync thread, beside execute(). Once
+  /// it has failed it fails always, and so does every changing request, until the store is opened
+  /// again: what the kernel dropped cannot be synced.
+  virtual Status sync() = 0;
+
+  /// Up to `limit` inodes whose chunks must go, oldest inode first. The same are returned until
+  /// purged().
+  [[nodiscard]] virtual Result<std::vector<PurgeJob>> pending_purges(std::size_t limit) = 0;
+
+  /// Every data target has removed the chunks of `ino`: forgets the job. An unknown inode is no
+  /// error.
+  virtual Status purged(rpc::Ino ino) = 0;
+
+  [[nodiscard]] virtual MetadataCounters counters() const = 0;
+};
+
+}  // namespace distfuse::storaged
