@@ -7,18 +7,15 @@
 // another mount (if there are two), without a close, a sync or a delay between but the barrier that
 // MPI needs to order them.
 //
-// Phases, for each generation:
-//   collective    rank r writes blocks r, r+n, r+2n, … through a strided file view,
-//   MPI_File_write_all; reads the blocks of
-//                 rank r+1 with MPI_File_read_all
-//   independent   rank r writes its contiguous n-th of the file in requests of the block size,
-//   MPI_File_write_at; reads the
-//                 n-th of rank r+1 with MPI_File_read_at
-//   interleaved   records of 47,008 bytes (no multiple of a page) round robin, independent; read by
-//   rank r+1. A smaller part of
-//                 the file: it is the hard pattern
-// Rank r opens FILE under mount number r mod M, all in one MPI_File_open of MPI_COMM_WORLD: the
-// standard asks for names of the same file, not for the same name.
+// Phases, a generation each:
+//   collective    rank r writes blocks r, r+n, r+2n, ... through a strided file view with write_all, and reads
+//                 the blocks of rank r+1 with read_all
+//   independent   rank r writes its contiguous n-th of the file, block by block, with write_at, and reads the
+//                 n-th of rank r+1 with read_at
+//   interleaved   records of 47,008 bytes (no multiple of a page) round robin, independent, read by rank r+1;
+//                 on a smaller part of the file: it is the hard pattern
+// Rank r opens FILE under mount number r mod M, all in one MPI_File_open of MPI_COMM_WORLD: the standard asks
+// for names of the same file, not for the same name.
 //
 // Exit status 0: every byte was as it must be. Rank 0 prints one JSON object with the rates.
 #include <mpi.h>
