@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lockd/sessions.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+namespace distfuse::lockd {
+
+Result<const Session*> SessionTable::open(ConnectionId control, std::string name,
+                                          std::string peer) {
+  if (sessions_.size() >= limits_.sessions)
+    return Error{ENOSPC, fmt::format("lockd has {} sessions already, its limit", sessions_.size())};
+  NodeId node = 0;
+  if (next_node_ <= limits_.node_ids) {
+    node = next_node_++;
+  } else if (!free_nodes_.empty()) {
+    node = free_nodes_.front();
+    free_nodes_.pop_front();
+  } else {
+    return Error{EAGAIN, "no node id left: slots still name sessions that are gone"};
+  }
+  Session session;
+  session.id = next_id_++;
+  session.node = node;
+  session.control = control;
+  session.name = std::move(name);
+  session.peer = std::move(peer);
+  by_connection_.emplace(control, session.id);
+  by_node_.emplace(node, session.id);
+  return &sessions_.emplace(session.id, std::move(session)).first->second;
+}
+
+Result<const Session*> SessionTable::add_lane(ConnectionId lane, SessionId id) {
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end() || it->second.state != SessionState::live)
+    return Error{ESTALE, fmt::format("session {:#x} is not known here", id)};
+  if (it->second.lanes.size() >= limits_.lanes)
+    return Error{ENOSPC,
+                 fmt::format("session {:#x} has {} lanes already, the limit", id, limits_.lanes)};
+  it->second.lanes.insert(lane);
+  by_connection_.emplace(lane, id);
+  return &it->second;
+}
+
+SessionTable::Ended SessionTable::connection_ended(ConnectionId connection) {
+  const auto it = by_connection_.find(connection);
+  if (it == by_connection_.end()) return {};
+  auto& session = sessions_.at(it->second);
+  by_connection_.erase(it);
+  if (session.control != connection) {
+    session.lanes.erase(connection);
+    return {Ended::Was::lane, &session};
+  }
+  session.control = 0;
+  return {Ended::Was::control, &session};
+}
+
+std::vector<ConnectionId> SessionTable::take_connections(Session& session) {
+  std::vector<ConnectionId> taken(session.lanes.begin(), session.lanes.end());
+  if (session.control != 0) taken.push_back(session.control);
+  session.lanes.clear();
+  session.control = 0;
+  for (const auto connection : taken) by_connection_.erase(connection);
+  return taken;
+}
+
+std::vector<ConnectionId> SessionTable::lose(SessionId id) {
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end() || it->second.state != SessionState::live) return {};
+  it->second.state = SessionState::fencing;
+  return take_connections(it->second);
+}
+
+std::vector<ConnectionId> SessionTable::remove(SessionId id) {
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end()) return {};
+  auto connections = take_connections(it->second);
+  by_node_.erase(it->second.node);
+  used_nodes_.push_back(it->second.node);
+  sessions_.erase(it);
+  return connections;
+}
+
+const Session* SessionTable::find(SessionId id) const {
+  const auto it = sessions_.find(id);
+  return it == sessions_.end() ? nullptr : &it->second;
+}
+
+const Session* SessionTable::find_node(NodeId node) const {
+  const auto it = by_node_.find(node);
+  return it == by_node_.end() ? nullptr : find(it->second);
+}
+
+const Session* SessionTable::find_connection(ConnectionId connection) const {
+  const auto it = by_connection_.find(connection);
+  return it == by_connection_.end() ? nullptr : find(it->second);
+}
+
+void SessionTable::reclaim_node_ids(const std::vector<bool>& in_table) {
+  std::erase_if(used_nodes_, [&](NodeId node) {
+    if (in_table.at(node)) return false;
+    free_nodes_.push_back(node);
+    return true;
+  });
+}
+
+}  // namespace distfuse::lockd

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// The session table: who is a member of the cluster. Pure: events in, actions out; connections are only numbers here.
+//
+// Parties: mounts, each with one control connection and some lanes; the service, which owns the connections; the fencer.
+//
+// States of a session:
+//   live     the control connection stands; lanes come and go.
+//   fencing  the control connection ended without Bye (or the mount broke the protocol). Its lanes are dropped first, so that
+//            none of its one-sided operations lands any more; then every storaged must refuse its requests (fence before
+//            reclaim); only after that are its locks anyone's.
+//   (gone)   removed. After an orderly Bye at once: the mount promised that it holds nothing.
+//
+// Session ids are incarnation << 32 | counter: never reused, not by a later lockd either. Node ids, 1 to 0x7ffe, stand in slots
+// as owner of X and may still stand there when their session is gone; so an id is used again only when all others are
+// used up and a scan of the table has not found it (reclaim_node_ids). Hints are mod 64 and shared counts nameless: no matter.
+//
+// Limits: Limits below. Known weakness: a mount that leaves X words behind keeps its node id from being used again until
+// somebody needs those slots.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "common/result.h"
+
+namespace distfuse::lockd {
+
+using SessionId = std::uint64_t;
+using NodeId = std::uint16_t;
+using ConnectionId = std::uint64_t;
+
+inline constexpr NodeId kMaxNodeId = 0x7ffe;
+
+enum class SessionState : std::uint8_t { live, fencing };
+
+struct Session {
+  SessionId id = 0;
+  NodeId node = 0;
+  SessionState state = SessionState::live;
+  ConnectionId control = 0;
+  std::set<ConnectionId> lanes;
+  std::string name;  ///< What the mount calls itself.
+  std::string peer;
+};
+
+class SessionTable {
+ public:
+  struct Limits {
+    std::size_t sessions = 4096;  ///< Live and fencing.
+    std::size_t lanes = 64;       ///< Of one session.
+    NodeId node_ids = kMaxNodeId;
+  };
+
+  SessionTable(std::uint32_t incarnation, Limits limits)
+      : limits_(limits), next_id_(std::uint64_t{incarnation} << 32 | 1) {}
+
+  /// A mount says hello. Error: ENOSPC: too many sessions; EAGAIN: no node id left, try again after reclaim_node_ids.
+  Result<const Session*> open(ConnectionId control, std::string name, std::string peer);
+  /// Error: ESTALE: no such live session; ENOSPC: too many lanes.
+  Result<const Session*> add_lane(ConnectionId lane, SessionId id);
+
+  /// What a connection was, when it ended.
+  struct Ended {
+    enum class Was : std::uint8_t { unknown, lane, control } was = Was::unknown;
+    const Session* session = nullptr;
+  };
+  /// A lane is taken off its session. A control connection: the caller goes on with lose().
+  Ended connection_ended(ConnectionId connection);
+
+  /// live → fencing. Answers with the connections that the caller must drop now, before it fences; none: was not live.
+  std::vector<ConnectionId> lose(SessionId id);
+  /// Ends the session (after Bye, or after the fence). Answers with the connections that are still to be dropped.
+  std::vector<ConnectionId> remove(SessionId id);
+
+  [[nodiscard]] const Session* find(SessionId id) const;
+  [[nodiscard]] const Session* find_node(NodeId node) const;
+  [[nodiscard]] const Session* find_connection(ConnectionId connection) const;
+  [[nodiscard]] const std::map<SessionId, Session>& all() const { return sessions_; }
+
+  /// Node ids of gone sessions that `in_table` (indexed by node id) does not show in any slot may be used again.
+  void reclaim_node_ids(const std::vector<bool>& in_table);
+
+ private:
+  std::vector<ConnectionId> take_connections(Session& session);
+
+  const Limits limits_;
+  SessionId next_id_;
+  NodeId next_node_ = 1;            ///< Never used from here on.
+  std::deque<NodeId> free_nodes_;   ///< Used before, not in the table.
+  std::vector<NodeId> used_nodes_;  ///< Of sessions that are gone, perhaps still in the table.
+  std::map<SessionId, Session> sessions_;
+  std::unordered_map<ConnectionId, SessionId> by_connection_;
+  std::unordered_map<NodeId, SessionId> by_node_;
+};
+
+}  // namespace distfuse::lockd
