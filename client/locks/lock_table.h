@@ -34,6 +34,9 @@ struct Range {
   std::uint64_t length = 0;  ///< 0: to the end.
 };
 
+/// As off_t -1, as FUSE_NOTIFY_INVAL_INODE takes it: no page is looked at.
+inline constexpr Range kAttributesOnly{~std::uint64_t{0}, 0};
+
 /// The owner of what locks cover. Called without any lock-table mutex held.
 class CacheOwner {
  public:
@@ -41,6 +44,19 @@ class CacheOwner {
   /// Revoker thread: remove the kernel's pages (in these ranges; empty: all) and attributes. May block on pages that are being
   /// read or written. Called again for ranges that were read or written meanwhile.
   virtual void invalidate_kernel(Ino ino, std::span<const Range> ranges) = 0;
+  /// Revoker thread: attributes only, because no page I/O was admitted under this hold of the lock. Pages that are locked now belong to
+  /// requests that wait for the lock: an override must not touch pages (FUSE_NOTIFY_INVAL_INODE with offset -1). By default
+  /// invalidate_kernel with the one range kAttributesOnly.
+  virtual void invalidate_attributes(Ino ino) {
+    const Range attributes = kAttributesOnly;
+    invalidate_kernel(ino, {&attributes, 1});
+  }
+  /// Revoker thread, must not block: what this mount may keep when another wants `asked`-compatible use of an X held here (`asked` s):
+  /// none when pages are read under X only because the file is open for writing.
+  virtual Mode keep_allowed(Ino ino, Mode asked) {
+    (void)ino;
+    return asked;
+  }
   /// Revoker thread, gate closed, no pin left: bring dirty size and times to storaged, unregister idle opens, and forget
   /// attributes and entries (`keep` none) or mark them clean (`keep` s). An error has been recorded for fsync/close by the owner.
   virtual void shed(Ino ino, Mode keep) = 0;
