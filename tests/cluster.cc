@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/cluster.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <regex>
+#include <thread>
+
+extern char** environ;
+
+namespace distfuse::tests {
+namespace fs = std::filesystem;
+using nlohmann::json;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+namespace {
+
+std::string read_file(const fs::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+pid_t spawn(const std::vector<std::string>& arguments, int out, bool with_errors) {
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
+  if (with_errors) posix_spawn_file_actions_adddup2(&actions, out, STDERR_FILENO);
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP);
+  std::vector<char*> argv;
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  pid_t pid = -1;
+  const int error = posix_spawnp(&pid, argv[0], &actions, &attributes, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  posix_spawnattr_destroy(&attributes);
+  return error == 0 ? pid : -1;
+}
+
+bool process_exists(pid_t pid) {
+  const std::string stat = read_file("/proc/" + std::to_string(pid) + "/stat");
+  const auto end = stat.rfind(')');
+  return end != std::string::npos && stat[end + 2] != 'Z';
+}
+
+bool wait_until_gone(pid_t pid, milliseconds timeout) {
+  for (const auto deadline = steady_clock::now() + timeout; steady_clock::now() < deadline;) {
+    waitpid(pid, nullptr, WNOHANG);
+    if (!process_exists(pid)) return true;
+    std::this_thread::sleep_for(milliseconds(5));
+  }
+  return false;
+}
+
+}  // namespace
+
+std::string program(const std::string& name) {
+  const fs::path own = fs::read_symlink("/proc/self/exe").parent_path() / name;
+  return fs::exists(own) ? own.string() : name;
+}
+
+CommandResult run(const std::vector<std::string>& arguments, std::chrono::seconds timeout) {
+  std::vector<std::string> command = arguments;
+  command[0] = program(command[0]);
+  int out[2];
+  CommandResult result;
+  if (pipe2(out, O_CLOEXEC) != 0) return result;
+  const pid_t pid = spawn(command, out[1], true);
+  close(out[1]);
+  const auto deadline = steady_clock::now() + timeout;
+  bool late = false;
+  int status = 0;
+  // A daemon may hold the pipe open for ever: what counts is that the program itself has ended.
+  for (bool ended = pid < 0; !ended;) {
+    pollfd p{out[0], POLLIN, 0};
+    const int ready = poll(&p, 1, 20);
+    char buffer[8192];
+    const ssize_t n = ready > 0 ? read(out[0], buffer, sizeof(buffer)) : -1;
+    if (n > 0) {
+      result.output.append(buffer, static_cast<std::size_t>(n));
+      continue;
+    }
+    ended = waitpid(pid, &status, WNOHANG) == pid;
+    if (!ended && steady_clock::now() > deadline) {
+      late = true;
+      kill(-pid, SIGKILL);
+    }
+  }
+  close(out[0]);
+  if (pid < 0) return result;
+  result.exit_code = late ? 124 : WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return result;
+}
+
+TemporaryFolder::TemporaryFolder() {
+  const char* base = std::getenv("TMPDIR");
+  path_ = std::string(base != nullptr ? base : "/tmp") + "/distfuse-test-XXXXXX";
+  if (mkdtemp(path_.data()) == nullptr) std::abort();
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  std::error_code error;
+  fs::remove_all(path_, error);
+  if (error) ADD_FAILURE() << "left behind: " << path_ << ": " << error.message();
+}
+
+Cluster::Cluster(const ClusterOptions& options) : options_(options) {
+  for (unsigned i = 0; i < options.mounts; ++i) {
+    mounts_.push_back(folder_.path() + "/mount-" + std::to_string(i));
+    fs::create_directory(mounts_.back());
+  }
+  up();
+}
+
+Cluster::~Cluster() {
+  if (up_) down();
+  check_logs();
+  check_leftovers();
+}
+
+void Cluster::up() {
+  std::vector<std::string> command{"distfuse", "up", "--root", root()};
+  for (const std::string& mount : mounts_) command.insert(command.end(), {"--mount", mount});
+  if (!fs::exists(root()))
+    command.insert(command.end(), {"--storage", std::to_string(options_.storageds)});
+  const CommandResult result = run(command);
+  up_ = result.exit_code == 0;
+  if (!up_) ADD_FAILURE() << "distfuse up: exit " << result.exit_code << "\n" << result.output;
+}
+
+void Cluster::down() {
+  const CommandResult result = run({"distfuse", "down", "--root", root()});
+  if (result.exit_code != 0) {
+    ADD_FAILURE() << "distfuse down: exit " << result.exit_code << "\n"
+                  << result.output << run({"fuser", "-vm", mounts_[0]}).output;
+  }
+  up_ = false;
+}
+
+json Cluster::status() const {
+  const CommandResult result = run({"distfuse", "status", "--json", "--root", root()});
+  json parsed = json::parse(result.output, nullptr, false);
+  EXPECT_FALSE(parsed.is_discarded()) << result.output;
+  return parsed;
+}
+
+pid_t Cluster::pid(const std::string& daemon) const {
+  const json state = json::parse(read_file(root() + "/run/state.json"));
+  for (const json& d : state) {
+    if (d["name"] == daemon) return d["pid"];
+  }
+  ADD_FAILURE() << "no daemon is named " << daemon;
+  return -1;
+}
+
+void Cluster::kill_daemon(const std::string& daemon) {
+  const pid_t victim = pid(daemon);
+  ASSERT_GT(victim, 1);
+  kill(victim, SIGKILL);
+  EXPECT_TRUE(wait_until_gone(victim, milliseconds(10000)));
+}
+
+void Cluster::restart_daemon(const std::string& daemon) {
+  const CommandResult result = run({"distfuse", "restart", "--root", root(), daemon});
+  EXPECT_EQ(result.exit_code, 0) << result.output;
+}
+
+std::string Cluster::log(const std::string& daemon) const {
+  return read_file(root() + "/run/" + daemon + ".log") +
+         read_file(root() + "/run/" + daemon + ".err");
+}
+
+void Cluster::check_logs() const {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(root() + "/run", ignored)) {
+    const auto extension = entry.path().extension();
+    if (extension != ".log" && extension != ".err") continue;
+    std::istringstream lines(read_file(entry.path()));
+    for (std::string line; std::getline(lines, line);) {
+      const bool suspicious = extension == ".err" || line.find(" warning: ") != std::string::npos ||
+                              line.find(" error: ") != std::string::npos ||
+                              line.find(" critical: ") != std::string::npos;
+      if (!suspicious || line.empty()) continue;
+      bool expected = false;
+      for (const std::string& regex : expected_)
+        expected = expected || std::regex_search(line, std::regex(regex));
+      if (!expected) ADD_FAILURE() << "unexpected in " << entry.path().filename() << ": " << line;
+    }
+  }
+}
+
+void Cluster::check_leftovers() const {
+  for (const auto& entry : fs::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const std::string command = read_file(entry.path() / "cmdline");
+    const pid_t process = std::stoi(name);
+    if (command.find("distfuse") == std::string::npos ||
+        command.find(folder_.path()) == std::string::npos)
+      continue;
+    if (process == getpid() || !process_exists(process)) continue;
+    ADD_FAILURE() << "process " << name << " is left: " << command;
+    kill(process, SIGKILL);
+  }
+  for (const std::string& mount : mounts_) {
+    if (read_file("/proc/self/mountinfo").find(" " + mount + " ") == std::string::npos) continue;
+    ADD_FAILURE() << "mount " << mount << " is left";
+    umount2(mount.c_str(), MNT_DETACH);
+  }
+}
+
+std::uint64_t test_seed(const char* what) {
+  const char* given = std::getenv("DISTFUSE_SEED");
+  const std::uint64_t seed =
+      given != nullptr ? std::strtoull(given, nullptr, 0) : std::random_device{}();
+  std::printf("%s: seed %llu (replay: DISTFUSE_SEED=%llu)\n", what,
+              static_cast<unsigned long long>(seed), static_cast<unsigned long long>(seed));
+  return seed;
+}
+
+}  // namespace distfuse::tests

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// A real cluster for a test: `distfuse up` and `down` in a folder of its own, and what must hold after it: no process, no mount
+// and no unexpected warning is left.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+namespace distfuse::tests {
+
+struct CommandResult {
+  int exit_code = -1;  ///< 128 + signal when it was killed; 124 when it ran out of time.
+  std::string output;  ///< Standard output and standard error.
+};
+
+/// Runs a program and waits. The program is looked for beside the test's own, then in PATH.
+[[nodiscard]] CommandResult run(const std::vector<std::string>& arguments,
+                                std::chrono::seconds timeout = std::chrono::seconds(120));
+
+/// The path of a program of this build.
+[[nodiscard]] std::string program(const std::string& name);
+
+/// A folder that is removed with what is in it.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+struct ClusterOptions {
+  unsigned mounts = 2;
+  unsigned storageds = 2;
+};
+
+class Cluster {
+ public:
+  /// Brings it up; a failure is a test failure (see ok()).
+  explicit Cluster(const ClusterOptions& options = {});
+  /// Brings it down if it is up, and checks what is left.
+  ~Cluster();
+  Cluster(const Cluster&) = delete;
+  Cluster& operator=(const Cluster&) = delete;
+
+  [[nodiscard]] bool ok() const { return up_; }
+  [[nodiscard]] const std::string& mount(std::size_t i) const {
+    return mounts_[i % mounts_.size()];
+  }
+  [[nodiscard]] const std::vector<std::string>& mounts() const { return mounts_; }
+  [[nodiscard]] std::string root() const { return folder_.path() + "/root"; }
+  [[nodiscard]] std::string log(const std::string& daemon) const;
+
+  void up();
+  void down();
+  [[nodiscard]] nlohmann::json status() const;
+  [[nodiscard]] pid_t pid(const std::string& daemon) const;
+  /// kill -9, and waits until it is gone.
+  void kill_daemon(const std::string& daemon);
+  /// Starts a storaged or lockd again with its old configuration; returns when it is ready.
+  void restart_daemon(const std::string& daemon);
+  /// Warnings and errors in a log that match this regular expression are expected.
+  void expect_log(const std::string& regex) { expected_.push_back(regex); }
+
+ private:
+  void check_logs() const;
+  void check_leftovers() const;
+
+  TemporaryFolder folder_;
+  ClusterOptions options_;
+  std::vector<std::string> mounts_;
+  std::vector<std::string> expected_;
+  std::vector<pid_t> restarted_;
+  bool up_ = false;
+};
+
+/// The seed of a random test: DISTFUSE_SEED, else fresh. Printed.
+[[nodiscard]] std::uint64_t test_seed(const char* what);
+
+}  // namespace distfuse::tests
