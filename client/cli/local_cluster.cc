@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "client/cli/local_cluster.h"
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <netinet/in.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "common/admin.h"
+
+namespace distfuse::client {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+constexpr unsigned kDefaultStorageds = 2;
+constexpr unsigned kMaxStorageds = 64;
+
+std::uint16_t port_of(const std::string& address) {
+  return static_cast<std::uint16_t>(std::stoul(address.substr(address.rfind(':') + 1)));
+}
+
+/// Binds 127.0.0.1:port for a moment; answers the port bound, or 0 when it is taken.
+std::uint16_t probe_port(std::uint16_t port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int on = 1;
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  const bool bound = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+                     listen(fd, 1) == 0 &&
+                     getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) == 0;
+  close(fd);
+  return bound ? ntohs(address.sin_port) : 0;
+}
+
+/// Gives every listener a port that is free now, keeping those that are.
+bool choose_ports(config::Cluster& cluster) {
+  std::set<std::uint16_t> taken;
+  bool changed = false;
+  const auto choose = [&](std::string& address) {
+    const std::uint16_t old = address.empty() ? 0 : port_of(address);
+    std::uint16_t port = old == 0 ? 0 : probe_port(old);
+    while (port == 0 || !taken.insert(port).second) port = probe_port(0);
+    changed |= port != old;
+    address = fmt::format("127.0.0.1:{}", port);
+  };
+  choose(cluster.lockd.listen);
+  for (config::Storaged& s : cluster.storaged) {
+    if (s.meta) choose(s.meta_listen);
+    if (s.data) choose(s.data_listen);
+  }
+  return changed;
+}
+
+config::Cluster new_cluster(const LocalCluster& local, unsigned storageds) {
+  config::Cluster cluster;
+  cluster.id = config::new_cluster_id();
+  cluster.name = fs::path(local.root).filename();
+  cluster.fabric.device = "lo";
+  cluster.lockd.state_dir = local.root + "/lockd";
+  for (unsigned i = 0; i < storageds; ++i) {
+    config::Storaged s;
+    s.name = fmt::format("storaged-{}", i);
+    s.data = true;
+    s.data_dir = fmt::format("{}/data/{}", local.root, i);
+    s.meta = i == 0;
+    if (s.meta) s.meta_dir = local.root + "/meta";
+    cluster.storaged.push_back(std::move(s));
+  }
+  return cluster;
+}
+
+/// Replaces the file as a whole, so that a crash leaves the old one or the new one.
+Status write_file(const std::string& path, const std::string& text) {
+  const std::string fresh = path + ".new";
+  std::ofstream file(fresh, std::ios::trunc);
+  file << text;
+  file.close();
+  std::error_code error;
+  if (file) fs::rename(fresh, path, error);
+  if (!file || error)
+    return Error{EACCES,
+                 fmt::format("{} cannot be written: check its permissions and space", path)};
+  return {};
+}
+
+Status make_folder(const std::string& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  if (error || access(path.c_str(), W_OK | X_OK) != 0) {
+    return Error{EACCES,
+                 fmt::format("folder {} cannot be written: {}", path,
+                             error ? error.message() : std::generic_category().message(errno))};
+  }
+  return {};
+}
+
+json status_of(const LocalCluster& local, const RunningDaemon& daemon) {
+  json entry{{"name", daemon.name},
+             {"kind", daemon.kind},
+             {"pid", daemon.process.pid},
+             {"alive", alive(daemon.process)}};
+  if (!daemon.mountpoint.empty()) entry["mountpoint"] = daemon.mountpoint;
+  auto answer = admin_query(local.run_file(daemon.name, ".sock"), "status");
+  json status = answer ? json::parse(*answer, nullptr, false) : json();
+  entry["status"] = status.is_discarded() ? json() : status;
+  return entry;
+}
+
+}  // namespace
+
+Result<std::vector<RunningDaemon>> LocalCluster::load_state() const {
+  const std::string path = run_dir() + "/state.json";
+  std::ifstream file(path);
+  if (!file) return std::vector<RunningDaemon>{};
+  try {
+    std::vector<RunningDaemon> daemons;
+    for (const json& d : json::parse(file)) {
+      daemons.push_back(
+          {d.at("name"), d.at("kind"), d.at("mountpoint"),
+           ProcessId{d.at("pid").get<pid_t>(), d.at("start_time").get<std::uint64_t>()}});
+    }
+    return daemons;
+  } catch (const json::exception& e) {
+    return Error{EINVAL, fmt::format("{} is damaged ({}): stop the daemons by hand and remove it",
+                                     path, e.what())};
+  }
+}
+
+Status LocalCluster::save_state(const std::vector<RunningDaemon>& daemons) const {
+  json list = json::array();
+  for (const RunningDaemon& d : daemons) {
+    list.push_back({{"name", d.name},
+                    {"kind", d.kind},
+                    {"mountpoint", d.mountpoint},
+                    {"pid", d.process.pid},
+                    {"start_time", d.process.start_time}});
+  }
+  return write_file(run_dir() + "/state.json", list.dump(2) + "\n");
+}
+
+void LocalCluster::remove_state() const {
+  std::error_code ignored;
+  fs::remove(run_dir() + "/state.json", ignored);
+}
+
+Result<LocalCluster> open_local_cluster(const std::string& root, bool must_exist) {
+  std::error_code error;
+  LocalCluster local{fs::absolute(root, error).lexically_normal()};
+  while (local.root.size() > 1 && local.root.back() == '/') local.root.pop_back();
+  if (must_exist && !fs::exists(local.config_path(), error)) {
+    return Error{
+        ENOENT,
+        fmt::format("{} holds no cluster (no cluster.toml): give the --root of `distfuse up`",
+                    local.root)};
+  }
+  return local;
+}
+
+Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigned storageds) {
+  if (storageds > kMaxStorageds) {
+    return Error{EINVAL, fmt::format("--storage {} is too many for one machine: at most {}",
+                                     storageds, kMaxStorageds)};
+  }
+  DISTFUSE_TRY(make_folder(local.root));
+  DISTFUSE_TRY(make_folder(local.run_dir()));
+  std::error_code error;
+  if (!fs::exists(local.config_path(), error)) {
+    config::Cluster cluster = new_cluster(local, storageds == 0 ? kDefaultStorageds : storageds);
+    choose_ports(cluster);
+    DISTFUSE_TRY(write_file(local.config_path(), config::to_toml(cluster)));
+    return cluster;
+  }
+  auto cluster = config::load_cluster(local.config_path());
+  if (!cluster) return cluster.error();
+  if (storageds != 0 && storageds != cluster->storaged.size()) {
+    return Error{EINVAL, fmt::format("the cluster in {} has {} storageds, not {}: leave --storage "
+                                     "out, or use another --root",
+                                     local.root, cluster->storaged.size(), storageds)};
+  }
+  if (choose_ports(*cluster))
+    DISTFUSE_TRY(write_file(local.config_path(), config::to_toml(*cluster)));
+  return cluster;
+}
+
+Result<json> collect_status(const LocalCluster& local) {
+  auto cluster = config::load_cluster(local.config_path());
+  if (!cluster) return cluster.error();
+  auto daemons = local.load_state();
+  if (!daemons) return daemons.error();
+  json list = json::array();
+  for (const RunningDaemon& daemon : *daemons) list.push_back(status_of(local, daemon));
+  return json{{"cluster", cluster->id}, {"root", local.root}, {"daemons", list}};
+}
+
+bool is_mountpoint(const std::string& path) {
+  std::ifstream mounts("/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream fields(line);
+    std::string field;
+    for (int i = 0; i < 5; ++i) fields >> field;
+    std::string plain;  // mountinfo writes space, tab, newline and backslash as \ooo
+    for (std::size_t i = 0; i < field.size(); ++i) {
+      if (field[i] == '\\' && i + 3 < field.size()) {
+        plain += static_cast<char>(std::stoi(field.substr(i + 1, 3), nullptr, 8));
+        i += 3;
+      } else {
+        plain += field[i];
+      }
+    }
+    if (plain == path) return true;
+  }
+  return false;
+}
+
+Status check_mountpoint(const std::string& path) {
+  if (is_mountpoint(path)) {
+    return Error{EBUSY,
+                 fmt::format("mount point {} is in use: unmount it first (`distfuse umount {}`)",
+                             path, path)};
+  }
+  std::error_code error;
+  if (!fs::is_directory(path, error)) {
+    return Error{ENOTDIR, fmt::format("mount point {} is not a folder: make it first (mkdir -p {})",
+                                      path, path)};
+  }
+  return {};
+}
+
+}  // namespace distfuse::client

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// A cluster on one machine, as a folder: what `distfuse up` writes and `down` and `status` read.
+//
+//   ROOT/cluster.toml   the cluster file, found again by the next `up`
+//   ROOT/lockd          lockd's incarnation number
+//   ROOT/meta           the metadata store
+//   ROOT/data/N         the data targets
+//   ROOT/run            while it runs: state.json, NAME.log, NAME.err, NAME.sock
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "client/cli/process.h"
+#include "common/config.h"
+#include "common/result.h"
+
+namespace distfuse::client {
+
+struct RunningDaemon {
+  std::string name;        ///< lockd, storaged-N, mount-N.
+  std::string kind;        ///< lockd, storaged, mount.
+  std::string mountpoint;  ///< Kind mount.
+  ProcessId process;
+};
+
+struct LocalCluster {
+  std::string root;  ///< Absolute.
+
+  [[nodiscard]] std::string config_path() const { return root + "/cluster.toml"; }
+  [[nodiscard]] std::string run_dir() const { return root + "/run"; }
+  [[nodiscard]] std::string run_file(const std::string& name, const char* suffix) const {
+    return run_dir() + "/" + name + suffix;
+  }
+
+  /// The daemons that `up` started; empty when none was. Error: a state file that cannot be read.
+  [[nodiscard]] Result<std::vector<RunningDaemon>> load_state() const;
+  [[nodiscard]] Status save_state(const std::vector<RunningDaemon>& daemons) const;
+  void remove_state() const;
+};
+
+/// Finds the folder; `must_exist`: it must hold a cluster file. Error: ENOENT with what to do.
+[[nodiscard]] Result<LocalCluster> open_local_cluster(const std::string& root, bool must_exist);
+
+/// Reads ROOT/cluster.toml, or writes a new one with `storageds` daemons (0: what is there, or 2). Ports that are taken are
+/// chosen anew. Error: another number of storageds than the cluster has, a folder that cannot be written.
+[[nodiscard]] Result<config::Cluster> prepare_local_cluster(const LocalCluster& local,
+                                                            unsigned storageds);
+
+/// What each daemon says of itself: {"cluster", "root", "daemons": [{name, kind, pid, alive, status}]}.
+[[nodiscard]] Result<nlohmann::json> collect_status(const LocalCluster& local);
+
+struct UpOptions {
+  std::string root;
+  std::vector<std::string> mounts;
+  unsigned storageds = 0;
+  std::string log_level = "info";
+};
+[[nodiscard]] Status up(const UpOptions& options);
+
+struct DownOptions {
+  std::string root;
+  bool lazy = false;  ///< Detach mounts that are in use.
+};
+[[nodiscard]] Status down(const DownOptions& options);
+
+/// Unmounts, waits for the client of the mount to have ended. Error: EBUSY with who to ask; EINVAL: not a mount point.
+[[nodiscard]] Status unmount(const std::string& mountpoint, bool lazy);
+/// Whether something is mounted at exactly this path.
+[[nodiscard]] bool is_mountpoint(const std::string& path);
+/// A folder that a mount can go to. Error: absent, not a folder, in use.
+[[nodiscard]] Status check_mountpoint(const std::string& path);
+
+}  // namespace distfuse::client
