@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The client's side of one lock: a state machine without I/O, clock, threads or allocation.
+ *
+ * Parties: the shell (a mount's lock table, in the daemon or in the module), which embeds a struct df_lock per key; the
+ * slot in lockd's region, by chains; lockd, by messages on the control connection.
+ *
+ * Serialised by: the caller; all calls on one df_lock come one at a time (a mutex per lock). Nothing is shared between locks.
+ * Each call that may act fills a struct df_out. The shell performs it before the next call on that lock, in this order:
+ * WAKE, SHED, messages (in order), chain. "Perform" means to start: SHED and the chain complete later by calls of their own.
+ *
+ * States: held mode; at most one chain in flight (find, claim, take, undo, release, publish); at most one request at
+ * lockd (Ask or Find); gate open, revoking or closed. A revoke waits for a chain in flight, so a Revoke that overtakes
+ * the completion of a take is answered after it.
+ *
+ * Taking. df_lock_pin answers DF_PIN_OK if the held mode covers and nobody revokes: that is the cached path, no
+ * output. Else the shell queues the thread and calls df_lock_want; WAKE tells when to look again:
+ *   GRANTED      the shell calls df_lock_pin_granted for every waiter whose mode is covered, within the same
+ *                critical section (a Revoke may already be pending: its SHED stands in the same df_out, and comes after these
+ *                pins, so each grant serves those who waited for it); for waiters who are not covered it calls df_lock_want.
+ *   WOULD_BLOCK  the try failed; normal waiters go on waiting, no call needed.
+ *   RELEASED     a shed is complete; waiters of df_lock_drop return. Waiting wants go on by themselves.
+ *   BUSY         lockd or the table has no room: waiters call df_lock_want again after a pause (1 ms, doubling to 100).
+ *   LOST         the session is gone: all waiters fail.
+ * A thread that gives up waiting leaves the shell's queue; when that is empty, df_lock_cancel. A grant that comes
+ * nevertheless is kept as a cached lock.
+ *
+ * Giving up. SHED(keep) means: stop new users (df_lock_pin does since the revoke came), bring to the servers what the lock covers,
+ * invalidate what `keep` does not cover. Until the shell closes the gate, df_lock_pin_guest still admits users under
+ * the mode that is still held: page I/O that the sweep itself waits for. Order of the shell's work: sweep; if guests were
+ * admitted, sweep their ranges again; df_lock_close_gate, which refuses while pins are left; write back and forget; then
+ * df_lock_shed_done with the mode that is really kept (`keep` or weaker) and the value block if it changed under X.
+ * SHED comes once per revoke; a stricter Revoke that arrives meanwhile follows as another SHED after the first one's release.
+ *
+ * Freeze (repair at lockd) is by slot and by session, because a lock with an old address may touch a slot that has
+ * another key by now. The shell keeps a gate per slot: it parks chains of kind TAKE, RELEASE and PUBLISH on a frozen slot
+ * until Thaw; UNDO is never parked. On Freeze it first closes the slot's gate and waits until no lock of this session has a TAKE,
+ * UNDO or RELEASE on that slot posted or an UNDO about to be posted (from the post of a TAKE to the completion of its UNDO is
+ * one stay inside the gate); then it calls df_lock_message on the lock of the key (or df_client_unknown), which answers
+ * State with what the word holds for it. A parked chain counts as not yet posted: right, for it has not touched the word.
+ * Several slots can be frozen at once. A session that ends forgets its gates.
+ *
+ * Recovery: df_lock_session_lost; nothing else survives a session. Chains that fail belong to a session that is lost.
+ *
+ * Limits: one request id space of 32 bits a lock; re-finds after 8 stale takes in a row go through lockd.
+ *
+ * Known weakness: intention modes are not taken by two levels on the caller's behalf; a key is a key.
+ */
+#ifndef DISTFUSE_CLIENT_H
+#define DISTFUSE_CLIENT_H
+
+#include "rdma/lock/slot.h"
+#include "rdma/lock/wire.h"
+
+DF_BEGIN_C
+
+enum df_chain_kind {
+	DF_CHAIN_NONE = 0,
+	DF_CHAIN_FIND,	/* READ of the bucket; image: 1024 bytes */
+	DF_CHAIN_CLAIM, /* CAS of a key */
+	DF_CHAIN_TAKE, /* hint WRITE (not for X), FAA or CAS of the word, READ of the slot; image: 128 bytes */
+	DF_CHAIN_UNDO,	  /* FAA */
+	DF_CHAIN_RELEASE, /* hint WRITE (kept S), version and value WRITE (if changed), FAA */
+	DF_CHAIN_PUBLISH, /* value WRITE */
+};
+
+enum df_gate { DF_GATE_OPEN = 0, DF_GATE_REVOKING, DF_GATE_CLOSED };
+
+enum df_wake {
+	DF_WAKE_GRANTED = 1,
+	DF_WAKE_WOULD_BLOCK = 2,
+	DF_WAKE_RELEASED = 4,
+	DF_WAKE_BUSY = 8,
+	DF_WAKE_LOST = 16
+};
+
+#define DF_OUT_MESSAGES 3
+
+struct df_out {
+	df_u8 wake; /* bits of enum df_wake */
+	df_u8 shed; /* 1: begin to shed down to `keep` */
+	df_u8 keep;
+	df_u8 messages; /* to send, message[i].head.length bytes each */
+	df_u8 post;	/* 1: post the chain; answer with df_lock_chain_done */
+	df_u8 reserved[3];
+	union df_msg message[DF_OUT_MESSAGES];
+	struct df_chain chain;
+};
+
+struct df_lock {
+	const struct df_table *table; /* outlives the lock; changes only while the lock is quiet */
+	df_u64 key;
+	df_u64 version;	       /* as of the last take, grant or own release */
+	struct df_value value; /* likewise; trust it only with DF_VALUE_PUBLISHED */
+	df_u64 revoke_seq;     /* of the Revoke being served; 0: a voluntary drop */
+	df_u64 next_seq;       /* of one that came meanwhile; 0: none */
+	df_u64 glimpse_seq; /* of a Glimpse that waits for the chain in flight, or is being published; 0: none */
+	df_u64 sum; /* the word's atomic in flight: FAA's addend, for the undo */
+	struct df_value publish;
+	df_u32 slot; /* DF_NO_SLOT: not known */
+	df_u32 pins;
+	df_u32 request;		  /* id of the last Ask or Find */
+	df_u8 held;		  /* enum df_mode: in the word */
+	df_u8 target;		  /* what the acquire in progress will hold; NL: none in progress */
+	df_u8 want;		  /* join of what waiters want, target included; NL: nobody waits */
+	df_u8 chain;		  /* enum df_chain_kind in flight */
+	df_u8 gate;		  /* enum df_gate */
+	df_u8 keep;		  /* of the SHED given out */
+	df_u8 next_wanted;	  /* of next_seq */
+	df_u8 kept;		  /* RELEASE in flight: the mode after it */
+	df_u8 empty;		  /* slots of the bucket that were empty, not yet tried: bit i */
+	df_u8 claim;		  /* the one that a CLAIM tries */
+	df_u8 stale;		  /* takes in a row that met another key */
+	unsigned try_only : 1;	  /* the acquire in progress must not ask */
+	unsigned asked : 1;	  /* an Ask is unanswered */
+	unsigned finding : 1;	  /* a Find is unanswered */
+	unsigned cancelling : 1;  /* a Cancel is on its way */
+	unsigned woken : 1;	  /* TAKE or UNDO saw the contended bit: a message is due */
+	unsigned refind : 1;	  /* UNDO because of another key */
+	unsigned publish_due : 1; /* glimpse_seq waits with `publish` for the chain in flight */
+	unsigned lost : 1;
+};
+
+void df_lock_init(struct df_lock *lock, const struct df_table *table, df_u64 key);
+
+enum df_pin_result { DF_PIN_OK = 0, DF_PIN_WANT = 1, DF_PIN_LOST = 2 };
+
+/* One more user under `mode` (IS .. X) if held and not being revoked. */
+int df_lock_pin(struct df_lock *lock, df_u32 mode);
+/* The same, although a revoke may be pending: only while WAKE_GRANTED is being performed. */
+int df_lock_pin_granted(struct df_lock *lock, df_u32 mode);
+/* The same, although a revoke is being served, until the gate is closed. For page I/O. */
+int df_lock_pin_guest(struct df_lock *lock, df_u32 mode);
+void df_lock_unpin(struct df_lock *lock);
+
+enum df_want_result {
+	DF_WANT_HELD = 0,    /* held and not being revoked: pin again; no output */
+	DF_WANT_STARTED = 1, /* a WAKE will follow */
+	DF_WANT_BUSY =
+		2, /* only of try_only: something is under way here, it would block; no output */
+	DF_WANT_LOST = 3,
+};
+
+/* A waiter for `mode`. try_only: take it if it is free, never Ask; the answer is WAKE GRANTED or WOULD_BLOCK. */
+int df_lock_want(struct df_lock *lock, df_u32 mode, int try_only, struct df_out *out);
+/* Nobody waits any more. */
+void df_lock_cancel(struct df_lock *lock, struct df_out *out);
+
+/* The chain given out is complete. `old`: of its atomic; `image`: what its READ brought (may be NULL without one). */
+void df_lock_chain_done(struct df_lock *lock, df_u64 old, const void *image, struct df_out *out);
+
+/*
+ * A message for this key: Grant, Found, Revoke, Glimpse, Freeze. Already through df_msg_read. `publish`: for Glimpse, the
+ * present size and times if they changed under X and were not yet published; else NULL.
+ * 0; or -1: not for this state (an answer nobody waits for, a type that is not for clients): end the session.
+ */
+int df_lock_message(struct df_lock *lock, const union df_msg *message,
+		    const struct df_value *publish, struct df_out *out);
+/*
+ * For Revoke, Glimpse, Freeze of a key that the shell has no lock for: fills the answer and returns 1. 0: no answer due
+ * (Thaw). -1: a message that must have a lock (Grant, Found).
+ */
+int df_client_unknown(const union df_msg *message, union df_msg *reply);
+
+/* No guests from now on. 0; or -1: pins are left (or nothing is being shed). */
+int df_lock_close_gate(struct df_lock *lock);
+/*
+ * Everything that `kept` does not cover is flushed and invalidated; the gate is closed. `changed`: the value block if something
+ * changed under X since the lock was taken (raises the version); else NULL. -1: gate not closed, or kept above keep.
+ */
+int df_lock_shed_done(struct df_lock *lock, df_u32 kept, const struct df_value *changed,
+		      struct df_out *out);
+/*
+ * Give up altogether, by our own will; SHED and then WAKE RELEASED follow. 0: begun, or being given up already; 1: not
+ * held, nothing to do; -1: not now (an acquire is under way).
+ */
+int df_lock_drop(struct df_lock *lock, struct df_out *out);
+
+/* Ends everything: nothing is held. Pins stay until unpinned. Chains in flight will not be reported. */
+void df_lock_session_lost(struct df_lock *lock, struct df_out *out);
+
+/* Nothing is held, in flight, waited for or pinned: the object may go, or be given to another session. */
+int df_lock_quiet(const struct df_lock *lock);
+
+/* How a glimpse begins: READ the slot by a lane (or find the bucket); ask only if this says so. */
+static inline int df_glimpse_needed(const struct df_slot *slot, df_u64 key, df_u32 node)
+{
+	df_u32 owner = df_word_owner(slot->word);
+
+	return slot->key == key && owner != 0 && owner != node && owner != DF_NODE_LOCKD;
+}
+
+DF_END_C
+
+#endif
