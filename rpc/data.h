@@ -9,20 +9,25 @@
 
 namespace distfuse::rpc {
 
-inline constexpr std::uint32_t kMaxBulk = 4U << 20;  ///< Bytes of one bulk transfer; also the largest chunk.
+inline constexpr std::uint32_t kMaxBulk =
+    4U << 20;  ///< Bytes of one bulk transfer; also the largest chunk.
 
 enum class DataOp : std::uint16_t {
-  write = 1,     ///< Bulk from the client. `flags` kWriteSync: durable before the answer.
-  read = 2,      ///< Bulk to the client: exactly `length` bytes; what was never written reads as zeros.
-  truncate = 3,  ///< Chunk `chunk` is cut to `offset` bytes (a later read gives zeros); chunks above it on this target are
-                 ///< removed. offset 0: chunk itself removed too.
+  write = 1,  ///< Bulk from the client. `flags` kWriteSync: durable before the answer.
+  read = 2,  ///< Bulk to the client: exactly `length` bytes; what was never written reads as zeros.
+  truncate =
+      3,  ///< Chunk `chunk` is cut to `offset` bytes (a later read gives zeros); chunks above it on this target are
+          ///< removed. offset 0: chunk itself removed too.
   punch = 4,     ///< [offset, offset+length) of the chunk becomes a hole.
   allocate = 5,  ///< Space for [offset, offset+length) of the chunk is reserved, contents kept.
-  seek = 6,      ///< `flags` kSeekHole or kSeekData from offset; the answer's `offset`, ENXIO when there is none in the chunk.
-  sync = 7,      ///< Everything answered for `ino` before is durable when this is answered. ino 0: everything.
-  remove = 8,    ///< Every chunk of the inode goes (from the meta target's purge).
-  statfs = 9,    ///< Bulk to the client: DataStatfs.
-  fence = 10,    ///< From lockd: `ino` is the session; from the answer on its requests are refused (ESTALE).
+  seek =
+      6,  ///< `flags` kSeekHole or kSeekData from offset; the answer's `offset`, ENXIO when there is none in the chunk.
+  sync =
+      7,  ///< Everything answered for `ino` before is durable when this is answered. ino 0: everything.
+  remove = 8,  ///< Every chunk of the inode goes (from the meta target's purge).
+  statfs = 9,  ///< Bulk to the client: DataStatfs.
+  fence =
+      10,  ///< From lockd: `ino` is the session; from the answer on its requests are refused (ESTALE).
 };
 
 enum DataFlag : std::uint32_t { kWriteSync = 1, kSeekData = 2, kSeekHole = 4 };

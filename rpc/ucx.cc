@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rpc/ucx.h"
+
+#include <spdlog/spdlog.h>
+#include <xxhash.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+#include "rpc/wire.h"
+
+namespace distfuse::rpc {
+namespace {
+
+Error ucx_error(int code, const char* what, ucs_status_t status) {
+  return Error{code, std::string(what) + ": " + ucs_status_string(status)};
+}
+
+/// Shared memory endpoints with peer-failure mode are off by default in UCX, because it cannot notice the death of the peer by
+/// itself; our stream can. These two are read from the environment only, when a context is made.
+void allow_shared_memory() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    setenv("UCX_POSIX_ERROR_HANDLING", "y", 0);
+    setenv("UCX_SYSV_ERROR_HANDLING", "y", 0);
+    setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);  // where one of the two transports is missing
+  });
+}
+
+}  // namespace
+
+std::uint32_t address_hash(std::span<const std::byte> address) {
+  return XXH32(address.data(), address.size(), 0);
+}
+
+Result<std::shared_ptr<UcxContext>> UcxContext::create(const std::string& device) {
+  allow_shared_memory();
+  ucp_config_t* config = nullptr;
+  ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
+  if (status != UCS_OK) return ucx_error(EIO, "UCX configuration", status);
+  if (!device.empty()) status = ucp_config_modify(config, "NET_DEVICES", device.c_str());
+  // The stream tells of a dead peer; keepalives would wake idle workers.
+  if (status == UCS_OK) status = ucp_config_modify(config, "KEEPALIVE_INTERVAL", "inf");
+  ucp_context_h handle = nullptr;
+  if (status == UCS_OK) {
+    ucp_params_t params{};
+    params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED;
+    params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+    params.mt_workers_shared = 1;
+    status = ucp_init(&params, config, &handle);
+  }
+  ucp_config_release(config);
+  if (status != UCS_OK)
+    return ucx_error(ENODEV, ("UCX on device '" + device + "'").c_str(), status);
+  return std::shared_ptr<UcxContext>(new UcxContext(handle));
+}
+
+Result<std::unique_ptr<UcxWorker>> UcxWorker::create(std::shared_ptr<UcxContext> context) {
+  ucp_worker_params_t params{};
+  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
+  ucp_worker_h handle = nullptr;
+  ucs_status_t status = ucp_worker_create(context->handle(), &params, &handle);
+  if (status != UCS_OK)
+    return ucx_error(status == UCS_ERR_NO_DEVICE ? ENODEV : EIO, "UCX worker", status);
+  std::unique_ptr<UcxWorker> worker(new UcxWorker(std::move(context), handle));
+  status = ucp_worker_get_efd(handle, &worker->event_fd_);
+  if (status != UCS_OK) return ucx_error(EIO, "UCX event descriptor", status);
+  ucp_address_t* address = nullptr;
+  std::size_t length = 0;
+  status = ucp_worker_get_address(handle, &address, &length);
+  if (status != UCS_OK) return ucx_error(EIO, "UCX worker address", status);
+  const auto* bytes = reinterpret_cast<const std::byte*>(address);
+  worker->address_.assign(bytes, bytes + length);
+  ucp_worker_release_address(handle, address);
+  if (length > wire::kMaxAddress)
+    return Error{E2BIG, "UCX worker address of " + std::to_string(length) +
+                            " bytes: name one device in the configuration"};
+  return worker;
+}
+
+void UcxWorker::on_message(unsigned id, ucp_am_recv_callback_t callback, void* argument) {
+  ucp_am_handler_param_t params{};
+  params.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                      UCP_AM_HANDLER_PARAM_FIELD_ARG;
+  params.id = id;
+  params.cb = callback;
+  params.arg = argument;
+  if (ucp_worker_set_am_recv_handler(handle_, &params) != UCS_OK) std::abort();
+}
+
+Result<ucp_ep_h> UcxWorker::connect(std::span<const std::byte> address,
+                                    ucp_err_handler_cb_t on_error, void* argument) {
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler.cb = on_error;
+  params.err_handler.arg = argument;
+  ucp_ep_h endpoint = nullptr;
+  const ucs_status_t status = ucp_ep_create(handle_, &params, &endpoint);
+  if (status != UCS_OK) return ucx_error(EHOSTUNREACH, "UCX endpoint", status);
+  return endpoint;
+}
+
+}  // namespace distfuse::rpc
