@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rdma/fabric/fabric.h"
+
+#include "rdma/fabric/ucx_fabric.h"
+
+namespace distfuse::fabric {
+
+Result<std::unique_ptr<Fabric>> open(const Options& options) {
+  if (options.kind == "ucx") return ucx::open_ucx(options);
+  return Error{EINVAL, "fabric '" + options.kind + "' is unknown: use ucx or verbs"};
+}
+
+}  // namespace distfuse::fabric

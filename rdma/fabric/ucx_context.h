@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// The process's UCP context and the memory that peers may reach through it.
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "rdma/fabric/fabric.h"
+#include "rdma/fabric/ucx_wire.h"
+
+namespace distfuse::fabric::ucx {
+
+[[nodiscard]] Error ucx_failure(const std::string& what, ucs_status_t status);
+
+class Context {
+ public:
+  static Result<std::shared_ptr<Context>> create(const Options& options);
+  explicit Context(ucp_context_h handle) : handle_(handle) {}
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  [[nodiscard]] ucp_context_h handle() const { return handle_; }
+  [[nodiscard]] const HostId& host() const { return host_; }
+
+ private:
+  ucp_context_h handle_;
+  HostId host_{};
+};
+
+/// A region's memory, kept until the last connection that exposes it is gone. Behind the user's bytes is an array of words, the
+/// gates: one per connection, 1 while the connection lives. A peer that reaches the memory without our CPU looks at
+/// its gate before each chain, so that the end of its connection stops it even before it has read its socket.
+class Memory {
+ public:
+  /// Connections that expose one region at a time: 4 lanes of 2,048 clients; 64 KiB of gates.
+  static constexpr std::size_t kGates = 8192;
+
+  static Result<std::shared_ptr<Memory>> create(std::shared_ptr<Context> context,
+                                                std::size_t length);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  [[nodiscard]] std::span<std::byte> bytes() const { return {base_, length_}; }
+  [[nodiscard]] std::span<const std::byte> rkey() const { return rkey_; }
+  /// Opens a gate; null: none is free. Any thread.
+  [[nodiscard]] std::uint64_t* open_gate();
+  void close_gate(std::uint64_t* gate);
+
+ private:
+  Memory(std::shared_ptr<Context> context, std::size_t length)
+      : context_(std::move(context)), length_(length) {}
+  Status map();
+
+  std::shared_ptr<Context> context_;
+  std::size_t length_;
+  ucp_mem_h handle_ = nullptr;
+  std::byte* base_ = nullptr;
+  std::vector<std::byte> rkey_;
+  std::mutex mu_;
+  std::vector<std::uint64_t*> free_gates_;  // protected by mu_
+};
+
+class UcxRegion : public Region {
+ public:
+  explicit UcxRegion(std::shared_ptr<Memory> memory) : memory_(std::move(memory)) {}
+  std::span<std::byte> bytes() override { return memory_->bytes(); }
+  [[nodiscard]] const std::shared_ptr<Memory>& memory() const { return memory_; }
+
+ private:
+  std::shared_ptr<Memory> memory_;
+};
+
+}  // namespace distfuse::fabric::ucx

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// A non-blocking TCP connection that carries frames: whole ones out of what arrives, and a bounded queue of what the kernel
+// does not take yet. No thread, no clock, no event loop of its own: the worker says when to read and write.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/result.h"
+
+namespace distfuse::fabric::ucx {
+
+/// A file descriptor that closes itself.
+class Fd {
+ public:
+  explicit Fd(int fd = -1) : fd_(fd) {}
+  Fd(Fd&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  Fd& operator=(Fd&& other) noexcept;
+  ~Fd();
+  [[nodiscard]] int get() const { return fd_; }
+  [[nodiscard]] bool valid() const { return fd_ >= 0; }
+
+ private:
+  int fd_;
+};
+
+class Stream {
+ public:
+  /// Queued and not yet taken by the kernel: 64 messages of kMaxMessage with their headers.
+  static constexpr std::size_t kMaxQueued = 64 * (4096 + 8);
+
+  explicit Stream(Fd fd) : fd_(std::move(fd)) {}
+
+  [[nodiscard]] int fd() const { return fd_.get(); }
+  /// EAGAIN: the queue is full, nothing was taken. Else taken whole; ECONNRESET and the like: the peer is gone.
+  [[nodiscard]] Status send(std::span<const std::byte> frame);
+  [[nodiscard]] Status flush();
+  [[nodiscard]] bool wants_to_write() const { return !out_.empty(); }
+  /// Reads what is there, up to a bound. ECONNRESET: the end.
+  [[nodiscard]] Status receive();
+  [[nodiscard]] std::span<const std::byte> input() const;
+  void consume(std::size_t length) { in_start_ += length; }
+
+ private:
+  Fd fd_;
+  std::vector<std::byte> in_;
+  std::size_t in_start_ = 0;
+  std::size_t in_end_ = 0;
+  std::vector<std::byte> out_;
+  std::size_t out_start_ = 0;
+};
+
+/// "127.0.0.1:7000", "host:7000", "[::1]:7000". Sockets are non-blocking, close-on-exec, and without Nagle's delay.
+[[nodiscard]] Result<Fd> listen_socket(std::string_view address);
+[[nodiscard]] Result<Fd> connect_socket(std::string_view address);
+[[nodiscard]] Result<Fd> accept_socket(int listener);  ///< EAGAIN: none waits.
+[[nodiscard]] std::string local_name(int fd);
+[[nodiscard]] std::string peer_name(int fd);
+
+}  // namespace distfuse::fabric::ucx
