@@ -350,7 +350,8 @@ Attributes get(schema::Attributes::Reader b) {
 std::vector<Ino> get_inodes(Checks& c, capnp::List<std::uint64_t>::Reader list) {
   std::vector<Ino> inodes;
   if (!c.require(list.size() <= kMaxInodesPerRequest, "inodes")) return inodes;
-  inodes.assign(list.begin(), list.end());
+  inodes.reserve(list.size());
+  for (Ino ino : list) inodes.push_back(ino);
   return inodes;
 }
 

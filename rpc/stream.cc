@@ -69,7 +69,7 @@ Result<std::pair<std::string, std::string>> split_address(std::string_view addre
 Result<Descriptor> listen_on(std::string_view address) {
   auto list = resolve(address, AI_PASSIVE);
   if (!list) return list.error();
-  const addrinfo& a = **list.value();
+  const addrinfo& a = *list.value();
   Descriptor socket(::socket(a.ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!socket) return address_error(address, errno);
   const int one = 1;
@@ -96,7 +96,7 @@ std::string peer_address(int socket) {
 Result<Descriptor> start_connect(std::string_view address) {
   auto list = resolve(address, 0);
   if (!list) return list.error();
-  const addrinfo& a = **list.value();
+  const addrinfo& a = *list.value();
   Descriptor socket(::socket(a.ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!socket) return address_error(address, errno);
   if (connect(socket.get(), a.ai_addr, a.ai_addrlen) != 0 && errno != EINPROGRESS)
