@@ -48,6 +48,12 @@ struct LocalCluster {
 [[nodiscard]] Result<config::Cluster> prepare_local_cluster(const LocalCluster& local,
                                                             unsigned storageds);
 
+/// Starts one of its daemons with its log and admin socket under ROOT/run, and waits until it is ready. The daemon's arguments
+/// are those after the common ones.
+[[nodiscard]] Result<ProcessId> launch(const LocalCluster& local, const std::string& name,
+                                       const std::string& log_level,
+                                       std::vector<std::string> command, const Progress& progress);
+
 /// What each daemon says of itself: {"cluster", "root", "daemons": [{name, kind, pid, alive, status}]}.
 [[nodiscard]] Result<nlohmann::json> collect_status(const LocalCluster& local);
 
@@ -58,6 +64,9 @@ struct UpOptions {
   std::string log_level = "info";
 };
 [[nodiscard]] Status up(const UpOptions& options);
+
+/// Starts a storaged or lockd again; one that runs is stopped first. Error: an unknown name, a mount (unmount and mount it).
+[[nodiscard]] Status restart(const std::string& root, const std::string& daemon);
 
 struct DownOptions {
   std::string root;

@@ -18,6 +18,14 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kReadyTimeout{60000};
 
+std::vector<std::string> storaged_command(const LocalCluster& local, const std::string& name) {
+  return {"distfuse-storaged", "--config", local.config_path(), "--name", name};
+}
+
+std::vector<std::string> lockd_command(const LocalCluster& local) {
+  return {"distfuse-lockd", "--config", local.config_path()};
+}
+
 /// The daemons that were started so far; stops them again unless kept.
 class Startup {
  public:
@@ -29,22 +37,13 @@ class Startup {
     if (!kept_) stop_all();
   }
 
-  Status start(const std::string& name, const std::string& kind, const std::string& program,
-               std::vector<std::string> arguments, const std::string& mountpoint = {}) {
-    DaemonCommand command{name, {program_path(program)}, local_.run_file(name, ".err")};
-    for (std::string& argument : arguments) command.arguments.push_back(std::move(argument));
-    for (const auto& [flag, value] :
-         {std::pair{"--log-file", local_.run_file(name, ".log")},
-          std::pair{"--log-level", options_.log_level},
-          std::pair{"--admin-socket", local_.run_file(name, ".sock")}}) {
-      command.arguments.emplace_back(flag);
-      command.arguments.push_back(value);
-    }
-    auto started =
-        start_daemon(command, kReadyTimeout, [&](milliseconds) { progress_.show(name); });
-    if (!started) return started.error();
+  Status start(const std::string& name, const std::string& kind, std::vector<std::string> command,
+               const std::string& mountpoint = {}) {
+    auto process = launch(local_, name, options_.log_level, std::move(command),
+                          [&](milliseconds) { progress_.show(name); });
+    if (!process) return process.error();
     progress_.step();
-    daemons_.push_back({name, kind, mountpoint, started->process});
+    daemons_.push_back({name, kind, mountpoint, *process});
     return local_.save_state(daemons_);
   }
 
@@ -109,6 +108,55 @@ Result<std::vector<std::string>> check_mounts(const std::vector<std::string>& mo
 
 }  // namespace
 
+Result<ProcessId> launch(const LocalCluster& local, const std::string& name,
+                         const std::string& log_level, std::vector<std::string> command,
+                         const Progress& progress) {
+  DaemonCommand daemon{name, std::move(command), local.run_file(name, ".err")};
+  daemon.arguments[0] = program_path(daemon.arguments[0]);
+  for (const auto& [flag, value] :
+       {std::pair<const char*, std::string>{"--log-file", local.run_file(name, ".log")},
+        {"--log-level", log_level},
+        {"--admin-socket", local.run_file(name, ".sock")}}) {
+    daemon.arguments.emplace_back(flag);
+    daemon.arguments.push_back(value);
+  }
+  auto started = start_daemon(daemon, kReadyTimeout, progress);
+  if (!started) return started.error();
+  return started->process;
+}
+
+Status restart(const std::string& root, const std::string& name) {
+  auto local = open_local_cluster(root, true);
+  if (!local) return local.error();
+  auto daemons = local->load_state();
+  if (!daemons) return daemons.error();
+  for (RunningDaemon& daemon : *daemons) {
+    if (daemon.name != name) continue;
+    if (daemon.kind == "mount")
+      return Error{EINVAL,
+                   fmt::format("{} is a mount: use `distfuse umount` and `distfuse mount`", name)};
+    Progress2s progress("restarting", 1);
+    const auto show = [&](milliseconds) { progress.show(name); };
+    if (alive(daemon.process)) kill(daemon.process.pid, SIGTERM);
+    if (!wait_gone(daemon.process, kReadyTimeout, show)) {
+      return Error{ETIMEDOUT,
+                   fmt::format("{} (pid {}) did not stop: see its log, then `kill -9 {}`", name,
+                               daemon.process.pid, daemon.process.pid)};
+    }
+    auto process = launch(
+        *local, name, "info",
+        daemon.kind == "lockd" ? lockd_command(*local) : storaged_command(*local, name), show);
+    if (!process) return process.error();
+    daemon.process = *process;
+    return local->save_state(*daemons);
+  }
+  return Error{
+      ENOENT,
+      fmt::format(
+          "no daemon of the cluster in {} is named '{}': `distfuse status --root {}` lists them",
+          local->root, name, local->root)};
+}
+
 Status up(const UpOptions& options) {
   auto local = open_local_cluster(options.root, false);
   if (!local) return local.error();
@@ -120,17 +168,15 @@ Status up(const UpOptions& options) {
 
   Startup startup(*local, options, 1 + cluster->storaged.size() + mounts->size());
   for (const config::Storaged& storaged : cluster->storaged) {
-    DISTFUSE_TRY(startup.start(storaged.name, "storaged", "distfuse-storaged",
-                               {"--config", local->config_path(), "--name", storaged.name}));
+    DISTFUSE_TRY(startup.start(storaged.name, "storaged", storaged_command(*local, storaged.name)));
   }
-  DISTFUSE_TRY(
-      startup.start("lockd", "lockd", "distfuse-lockd", {"--config", local->config_path()}));
+  DISTFUSE_TRY(startup.start("lockd", "lockd", lockd_command(*local)));
   for (std::size_t i = 0; i < mounts->size(); ++i) {
     const std::string name = fmt::format("mount-{}", i);
-    DISTFUSE_TRY(startup.start(
-        name, "mount", "distfuse",
-        {"mount", "--foreground", "--config", local->config_path(), "--name", name, (*mounts)[i]},
-        (*mounts)[i]));
+    DISTFUSE_TRY(startup.start(name, "mount",
+                               {"distfuse", "mount", "--foreground", "--config",
+                                local->config_path(), "--name", name, (*mounts)[i]},
+                               (*mounts)[i]));
   }
   startup.keep();
   return {};
