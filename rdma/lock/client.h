@@ -36,7 +36,7 @@
  * another key by now. The shell keeps a gate per slot: it parks chains of kind TAKE, RELEASE and PUBLISH on a frozen slot
  * until Thaw; UNDO is never parked. On Freeze it first closes the slot's gate and waits until no lock of this session has a TAKE,
  * UNDO or RELEASE on that slot posted or an UNDO about to be posted (from the post of a TAKE to the completion of its UNDO is
- * one stay inside the gate); then it calls df_lock_message on the lock of the key (or df_client_unknown), which answers
+ * and its df_lock_chain_done is one stay inside the gate); then it calls df_lock_message on the lock of the key (or df_client_unknown), which answers
  * State with what the word holds for it. A parked chain counts as not yet posted: right, for it has not touched the word.
  * Several slots can be frozen at once. A session that ends forgets its gates.
  *
@@ -74,7 +74,7 @@ enum df_wake {
 	DF_WAKE_LOST = 16
 };
 
-#define DF_OUT_MESSAGES 3
+#define DF_OUT_MESSAGES 4
 
 struct df_out {
 	df_u8 wake; /* bits of enum df_wake */
@@ -95,11 +95,12 @@ struct df_lock {
 	df_u64 revoke_seq;     /* of the Revoke being served; 0: a voluntary drop */
 	df_u64 next_seq;       /* of one that came meanwhile; 0: none */
 	df_u64 glimpse_seq; /* of a Glimpse that waits for the chain in flight, or is being published; 0: none */
-	df_u64 sum; /* the word's atomic in flight: FAA's addend, for the undo */
+	df_u64 undo; /* what takes the attempt in flight off the word again */
 	struct df_value publish;
 	df_u32 slot; /* DF_NO_SLOT: not known */
 	df_u32 pins;
 	df_u32 request;		  /* id of the last Ask or Find */
+	df_u32 glimpse_slot;	  /* of glimpse_seq */
 	df_u8 held;		  /* enum df_mode: in the word */
 	df_u8 target;		  /* what the acquire in progress will hold; NL: none in progress */
 	df_u8 want;		  /* join of what waiters want, target included; NL: nobody waits */
@@ -118,6 +119,9 @@ struct df_lock {
 	unsigned woken : 1;	  /* TAKE or UNDO saw the contended bit: a message is due */
 	unsigned refind : 1;	  /* UNDO because of another key */
 	unsigned publish_due : 1; /* glimpse_seq waits with `publish` for the chain in flight */
+	unsigned publish_value : 1; /* there is something in `publish` */
+	unsigned shed_due : 1;	    /* df_lock_shed_done came while a PUBLISH was in flight */
+	unsigned changed : 1;	    /* its value block is in `value` */
 	unsigned lost : 1;
 };
 
@@ -171,8 +175,8 @@ int df_lock_close_gate(struct df_lock *lock);
 int df_lock_shed_done(struct df_lock *lock, df_u32 kept, const struct df_value *changed,
 		      struct df_out *out);
 /*
- * Give up altogether, by our own will; SHED and then WAKE RELEASED follow. 0: begun, or being given up already; 1: not
- * held, nothing to do; -1: not now (an acquire is under way).
+ * Give up altogether, by our own will; SHED and then WAKE RELEASED follow. 0: begun, or a shed is under way already (which may
+ * keep S: call again after RELEASED until it says 1); 1: not held, nothing to do; -1: not now (an acquire is under way).
  */
 int df_lock_drop(struct df_lock *lock, struct df_out *out);
 

@@ -14,7 +14,7 @@
  *
  * `seq` in the head: of Ask, Find, Glimpse (from a client), File*: the client's request id, echoed by the answer. Of
  * Revoke, Freeze, Glimpse (from lockd): lockd's number, echoed by Released, State, Glimpsed; a Released with seq n answers every
- * Revoke up to n for that slot; seq 0 answers none (a wake-up).
+ * Revoke up to n for that slot; seq 0 answers none (a wake-up). Glimpsed likewise.
  *
  * Limits: every message has one fixed size; nothing is optional. Reserved bytes are 0. A receiver drops a peer whose
  * message df_msg_read refuses.
@@ -60,7 +60,7 @@ struct df_welcome {
 	df_u64 session;
 	df_u64 incarnation;
 	df_u32 node;
-	df_u32 lease_ms;
+	df_u32 lease_ms;     /* 0: no lease */
 	df_u32 buckets;	     /* of DF_BUCKET_SLOTS slots */
 	df_u32 slots;	     /* primary and overflow */
 	df_u32 overflow;     /* slots after the primary ones */
