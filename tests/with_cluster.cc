@@ -33,9 +33,12 @@ Options parse(int argc, char** argv) {
     if (i + 1 >= argc) usage();
     const int value = std::atoi(argv[i + 1]);
     if (value < 1) usage();
-    if (std::strcmp(argv[i], "--mounts") == 0) options.cluster.mounts = static_cast<unsigned>(value);
-    else if (std::strcmp(argv[i], "--storage") == 0) options.cluster.storageds = static_cast<unsigned>(value);
-    else usage();
+    if (std::strcmp(argv[i], "--mounts") == 0)
+      options.cluster.mounts = static_cast<unsigned>(value);
+    else if (std::strcmp(argv[i], "--storage") == 0)
+      options.cluster.storageds = static_cast<unsigned>(value);
+    else
+      usage();
   }
   for (++i; i < argc; ++i) options.command.push_back(argv[i]);
   if (options.command.empty()) usage();
