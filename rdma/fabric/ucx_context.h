@@ -21,17 +21,38 @@ namespace distfuse::fabric::ucx {
 class Context {
  public:
   static Result<std::shared_ptr<Context>> create(const Options& options);
-  explicit Context(ucp_context_h handle) : handle_(handle) {}
+  Context() = default;
   ~Context();
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
-  [[nodiscard]] ucp_context_h handle() const { return handle_; }
+  /// Shared memory only, so that no worker of it opens a port; null: UCX_TLS has none of it.
+  [[nodiscard]] ucp_context_h shared() const { return shared_; }
+  /// The other transports; null: UCX_TLS has none of them.
+  [[nodiscard]] ucp_context_h network() const { return network_; }
   [[nodiscard]] const HostId& host() const { return host_; }
 
  private:
-  ucp_context_h handle_;
+  ucp_context_h shared_ = nullptr;
+  ucp_context_h network_ = nullptr;
   HostId host_{};
+};
+
+/// A UCP worker and its address.
+class UcpWorker {
+ public:
+  static Result<std::unique_ptr<UcpWorker>> create(ucp_context_h context);
+  explicit UcpWorker(ucp_worker_h handle) : handle_(handle) {}
+  ~UcpWorker() { ucp_worker_destroy(handle_); }
+  UcpWorker(const UcpWorker&) = delete;
+  UcpWorker& operator=(const UcpWorker&) = delete;
+
+  [[nodiscard]] ucp_worker_h handle() const { return handle_; }
+  [[nodiscard]] const std::vector<std::byte>& address() const { return address_; }
+
+ private:
+  ucp_worker_h handle_;
+  std::vector<std::byte> address_;
 };
 
 /// A region's memory, kept until the last connection that exposes it is gone. Behind the user's bytes is an array of words, the
@@ -49,7 +70,9 @@ class Memory {
   Memory& operator=(const Memory&) = delete;
 
   [[nodiscard]] std::span<std::byte> bytes() const { return {base_, length_}; }
-  [[nodiscard]] std::span<const std::byte> rkey() const { return rkey_; }
+  [[nodiscard]] const std::vector<std::byte>& rkey(bool shared) const {
+    return shared ? shared_rkey_ : network_rkey_;
+  }
   /// Opens a gate; null: none is free. Any thread.
   [[nodiscard]] std::uint64_t* open_gate();
   void close_gate(std::uint64_t* gate);
@@ -58,12 +81,15 @@ class Memory {
   Memory(std::shared_ptr<Context> context, std::size_t length)
       : context_(std::move(context)), length_(length) {}
   Status map();
+  Status allocate(std::size_t total);
 
   std::shared_ptr<Context> context_;
   std::size_t length_;
-  ucp_mem_h handle_ = nullptr;
+  ucp_mem_h shared_ = nullptr;
+  ucp_mem_h network_ = nullptr;
   std::byte* base_ = nullptr;
-  std::vector<std::byte> rkey_;
+  std::vector<std::byte> shared_rkey_;
+  std::vector<std::byte> network_rkey_;
   std::mutex mu_;
   std::vector<std::uint64_t*> free_gates_;  // protected by mu_
 };

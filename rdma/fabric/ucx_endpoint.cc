@@ -71,25 +71,26 @@ void run_chain(std::byte* base, std::span<const Operation> chain) {
   }
 }
 
-Result<std::unique_ptr<Endpoint>> Endpoint::create(ucp_worker_h worker, const Accept& peer,
-                                                   bool share, Done done, Failed failed) {
-  // UCX 1.13's shared-memory transports do not offer peer error handling, and an endpoint that asks for it never
-  // gets them. So: first an endpoint without, only to map the memory; else one with.
-  if (share) {
-    std::unique_ptr<Endpoint> endpoint(new Endpoint);
-    if (endpoint->open(worker, peer, UCP_ERR_HANDLING_MODE_NONE)) {
-      endpoint->map(peer);
-      if (endpoint->direct()) return endpoint;
-    }
-    endpoint->drop();
-  }
+Result<std::unique_ptr<Endpoint>> Endpoint::map(ucp_worker_h worker, const Accept& peer) {
+  std::unique_ptr<Endpoint> endpoint(new Endpoint);
+  // UCX 1.13's shared-memory transports have no peer error handling; nothing is sent over this endpoint, it only maps.
+  DISTFUSE_TRY(endpoint->open(worker, peer, UCP_ERR_HANDLING_MODE_NONE));
+  void* base = nullptr;
+  void* gate = nullptr;
+  auto status = ucp_rkey_ptr(endpoint->rkey_, peer.region_address, &base);
+  if (status == UCS_OK) status = ucp_rkey_ptr(endpoint->rkey_, peer.gate_address, &gate);
+  if (status != UCS_OK) return ucx_failure("cannot map the peer's region", status);
+  endpoint->base_ = static_cast<std::byte*>(base);
+  endpoint->gate_ = static_cast<std::uint64_t*>(gate);
+  return endpoint;
+}
+
+Result<std::unique_ptr<Endpoint>> Endpoint::connect(ucp_worker_h worker, const Accept& peer,
+                                                    Done done, Failed failed) {
   std::unique_ptr<Endpoint> endpoint(new Endpoint);
   endpoint->done_ = std::move(done);
   endpoint->failed_ = std::move(failed);
-  if (auto status = endpoint->open(worker, peer, UCP_ERR_HANDLING_MODE_PEER); !status) {
-    endpoint->drop();
-    return status.error();
-  }
+  DISTFUSE_TRY(endpoint->open(worker, peer, UCP_ERR_HANDLING_MODE_PEER));
   return endpoint;
 }
 
@@ -116,17 +117,11 @@ Status Endpoint::open(ucp_worker_h worker, const Accept& peer, ucp_err_handling_
   return {};
 }
 
-void Endpoint::map(const Accept& peer) {
-  void* base = nullptr;
-  void* gate = nullptr;
-  if (ucp_rkey_ptr(rkey_, peer.region_address, &base) != UCS_OK) return;
-  if (ucp_rkey_ptr(rkey_, peer.gate_address, &gate) != UCS_OK) return;
-  base_ = static_cast<std::byte*>(base);
-  gate_ = static_cast<std::uint64_t*>(gate);
-}
-
 Endpoint::~Endpoint() {
-  drop();
+  close();
+  if (close_request_ != nullptr && !UCS_PTR_IS_ERR(close_request_)) {
+    ucp_request_free(close_request_);
+  }
 }
 
 void Endpoint::close() {
@@ -153,15 +148,6 @@ bool Endpoint::closed() {
   ucp_request_free(close_request_);
   close_request_ = nullptr;
   return true;
-}
-
-/// Without waiting: of use where nothing was posted.
-void Endpoint::drop() {
-  close();
-  if (close_request_ != nullptr && !UCS_PTR_IS_ERR(close_request_)) {
-    ucp_request_free(close_request_);
-    close_request_ = nullptr;
-  }
 }
 
 bool Endpoint::run(std::span<const Operation> chain) {

@@ -31,9 +31,11 @@ class Endpoint {
   using Done = std::function<void(std::uint64_t cookie)>;
   using Failed = std::function<void(Error)>;
 
-  /// `share`: the peer is on this machine, so try for direct.
-  static Result<std::unique_ptr<Endpoint>> create(ucp_worker_h worker, const Accept& peer,
-                                                  bool share, Done done, Failed failed);
+  /// Direct; `worker` is of the context for shared memory.
+  static Result<std::unique_ptr<Endpoint>> map(ucp_worker_h worker, const Accept& peer);
+  /// Remote.
+  static Result<std::unique_ptr<Endpoint>> connect(ucp_worker_h worker, const Accept& peer,
+                                                   Done done, Failed failed);
   ~Endpoint();
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
@@ -59,8 +61,6 @@ class Endpoint {
 
   Endpoint() = default;
   Status open(ucp_worker_h worker, const Accept& peer, ucp_err_handling_mode_t mode);
-  void map(const Accept& peer);
-  void drop();
   void advance();
   ucs_status_ptr_t issue(Chain& chain);
   void step_done(ucs_status_t status);

@@ -84,6 +84,7 @@ Result<Frame> decode_hello(Reader in) {
   if (in.get<std::uint64_t>() != kMagic) return malformed("hello: not this protocol");
   Hello hello;
   hello.version = in.get<std::uint16_t>();
+  hello.host = in.get<HostId>();
   hello.data = in.sized(kMaxConnectData);
   // Another version may have more to say; what it is comes first, so that it can be told.
   if (!in.finished() && hello.version == kVersion) return malformed("hello");
@@ -94,14 +95,15 @@ Result<Frame> decode_accept(Reader in) {
   if (in.get<std::uint64_t>() != kMagic) return malformed("accept: not this protocol");
   if (in.get<std::uint16_t>() != kVersion) return malformed("accept: another version");
   Accept accept;
-  accept.host = in.get<HostId>();
+  const auto shared = in.get<std::uint8_t>();
+  accept.shared = shared != 0;
   accept.region_address = in.get<std::uint64_t>();
   accept.region_length = in.get<std::uint64_t>();
   accept.gate_address = in.get<std::uint64_t>();
   accept.worker = in.sized(kMaxWorkerAddress);
   accept.rkey = in.sized(kMaxRkey);
   accept.data = in.sized(kMaxAcceptData);
-  if (!in.finished()) return malformed("accept");
+  if (!in.finished() || shared > 1) return malformed("accept");
   if (accept.region_length != 0 &&
       (accept.worker.empty() || accept.rkey.empty() || accept.region_address % 8 != 0 ||
        accept.gate_address % 8 != 0 || accept.gate_address == 0 ||
@@ -140,6 +142,7 @@ void encode(const Hello& hello, std::vector<std::byte>& out) {
   Writer writer(out, FrameType::hello);
   writer.put(kMagic);
   writer.put(hello.version);
+  writer.put(hello.host);
   writer.sized(hello.data);
 }
 
@@ -147,7 +150,7 @@ void encode(const Accept& accept, std::vector<std::byte>& out) {
   Writer writer(out, FrameType::accept);
   writer.put(kMagic);
   writer.put(kVersion);
-  writer.put(accept.host);
+  writer.put(static_cast<std::uint8_t>(accept.shared));
   writer.put(accept.region_address);
   writer.put(accept.region_length);
   writer.put(accept.gate_address);

@@ -26,22 +26,24 @@ inline constexpr std::size_t kMaxWorkerAddress =
     4096;                                      ///< Seen: 60 (lo and shared memory) to 700 bytes.
 inline constexpr std::size_t kMaxRkey = 1024;  ///< Seen: 27 to 60 bytes.
 inline constexpr std::size_t kMaxReason = 256;
-// The largest body is an Accept: 8+2+2+16+8+8+8 fixed, three lengths of 2, and what they measure.
+// The largest body is an Accept: 8+2+1+8+8+8 fixed, three lengths of 2, and what they measure.
 inline constexpr std::size_t kMaxBody = 64 + kMaxWorkerAddress + kMaxRkey + kMaxAcceptData;
 static_assert(kMaxBody >= kMaxMessage);
 
 enum class FrameType : std::uint16_t { hello = 1, accept = 2, reject = 3, message = 4 };
 
-/// Says whether two processes can share memory: boot id of the kernel and its IPC namespace.
-using HostId = std::array<std::byte, 24>;
+/// Two processes with the same one can map each other's memory: boot id of the kernel, IPC and PID namespace, user. All
+/// zeros: shared memory is not to be used.
+using HostId = std::array<std::byte, 40>;
 
 struct Hello {
   std::uint16_t version = kVersion;
+  HostId host{};
   std::vector<std::byte> data;  ///< ≤ kMaxConnectData.
 };
 
 struct Accept {
-  HostId host{};
+  bool shared = false;  ///< The address and the key are for shared memory; else for UCP operations.
   std::uint64_t region_address = 0;
   std::uint64_t region_length = 0;  ///< 0: no region, and then no address, key nor gate.
   std::uint64_t gate_address =

@@ -24,6 +24,7 @@ constexpr std::chrono::seconds kHelloTime{5};
 constexpr std::size_t kMaxCallers = 256;
 // Completions of direct chains are delivered this many times before sockets are looked at again: a system call in 64.
 constexpr unsigned kPollEvery = 64;
+constexpr std::chrono::milliseconds kReapEvery{10};
 // Frames of one connection that are served before the others have their turn.
 constexpr int kFramesPerTurn = 64;
 
@@ -66,38 +67,41 @@ Result<std::unique_ptr<UcxWorker>> UcxWorker::create(std::shared_ptr<Context> co
 
 Status UcxWorker::open() {
   self_ = std::make_shared<UcxWorker*>(this);
-  ucp_worker_params_t params{};
-  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
-  params.thread_mode = UCS_THREAD_MODE_SERIALIZED;  // One thread at a time; lanes are lent about.
-  auto status = ucp_worker_create(context_->handle(), &params, &ucp_);
-  if (status != UCS_OK) {
-    ucp_ = nullptr;
-    return ucx_failure("UCX worker", status);
-  }
-  ucp_address_t* address = nullptr;
-  std::size_t length = 0;
-  status = ucp_worker_get_address(ucp_, &address, &length);
-  if (status != UCS_OK) return ucx_failure("UCX worker address", status);
-  const auto* first = reinterpret_cast<const std::byte*>(address);
-  address_.assign(first, first + length);
-  ucp_worker_release_address(ucp_, address);
-  if (length > kMaxWorkerAddress) {
-    return Error{EIO, "UCX's worker address is longer than the protocol's: name one device"};
-  }
-  status = ucp_worker_get_efd(ucp_, &ucp_fd_);
-  if (status != UCS_OK) return ucx_failure("UCX event descriptor", status);
-
   epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
   wake_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!epoll_.valid() || !wake_.valid()) return system_error("event descriptor");
-  for (const auto& [fd, id] : {std::pair{wake_.get(), kWakeId}, std::pair{ucp_fd_, kUcpId}}) {
-    epoll_event event{};
-    // UCX's descriptor is only looked at by wait(), after arming: edge-triggered, or it would stay ready for ever.
-    event.events = id == kUcpId ? static_cast<std::uint32_t>(EPOLLIN | EPOLLET) : EPOLLIN;
-    event.data.u64 = id;
-    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return system_error("epoll");
-  }
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = kWakeId;
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0)
+    return system_error("epoll");
   return {};
+}
+
+Result<UcpWorker*> UcxWorker::shared_ucp() {
+  if (shared_ != nullptr) return shared_.get();
+  if (context_->shared() == nullptr) return Error{ENODEV, "UCX_TLS has no shared memory"};
+  auto worker = UcpWorker::create(context_->shared());
+  if (!worker) return worker.error();
+  shared_ = std::move(*worker);
+  return shared_.get();
+}
+
+Result<UcpWorker*> UcxWorker::network_ucp() {
+  if (network_ != nullptr) return network_.get();
+  if (context_->network() == nullptr) return Error{ENODEV, "UCX_TLS has no network transport"};
+  auto worker = UcpWorker::create(context_->network());
+  if (!worker) return worker.error();
+  int fd = -1;
+  const auto status = ucp_worker_get_efd((*worker)->handle(), &fd);
+  if (status != UCS_OK) return ucx_failure("UCX event descriptor", status);
+  epoll_event event{};
+  // Only looked at by wait(), after arming: edge-triggered, or it would stay ready for ever.
+  event.events = static_cast<std::uint32_t>(EPOLLIN) | static_cast<std::uint32_t>(EPOLLET);
+  event.data.u64 = kUcpId;
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return system_error("epoll");
+  network_ = std::move(*worker);
+  return network_.get();
 }
 
 UcxWorker::~UcxWorker() {
@@ -106,11 +110,10 @@ UcxWorker::~UcxWorker() {
   callers_.clear();
   // Endpoints that are being closed: local memory must stay until UCX lets go of it. A second, then UCX is told to tear down.
   const auto until = Clock::now() + std::chrono::seconds(1);
-  for (reap(); !closing_.empty() && Clock::now() < until; reap()) {
-    (void)ucp_worker_progress(ucp_);
+  for (; !closing_.empty() && Clock::now() < until; reap()) {
     std::this_thread::yield();
   }
-  if (ucp_ != nullptr) ucp_worker_destroy(ucp_);
+  closing_.clear();
 }
 
 Result<std::span<std::byte>> UcxWorker::allocate(std::size_t length) {
@@ -165,6 +168,7 @@ Result<std::unique_ptr<Connection>> UcxWorker::connect(std::string_view address,
   connection->peer_ = address;
   connection->deadline_ = Clock::now() + timeout;
   Hello hello;
+  hello.host = context_->host();
   hello.data.assign(private_data.begin(), private_data.end());
   encode(hello, connection->hello_);
   connections_[id] = connection.get();
@@ -192,21 +196,12 @@ Result<std::unique_ptr<Connection>> UcxWorker::accept(std::unique_ptr<ConnectReq
   if (found == callers_.end()) return Error{ENOTCONN, asked.peer() + " is gone"};
   std::unique_ptr<UcxConnection> connection(new UcxConnection(*this, id));
   Accept answer;
-  answer.host = context_->host();
   answer.data.assign(private_data.begin(), private_data.end());
   if (exposed != nullptr) {
-    const auto& memory = dynamic_cast<UcxRegion*>(exposed)->memory();
-    connection->gate_ = memory->open_gate();
-    if (connection->gate_ == nullptr) {
-      dismiss(id, "too many connections");
-      return Error{EMFILE, "the region has " + std::to_string(Memory::kGates) + " connections"};
+    if (auto status = expose(*connection, found->second, *exposed, answer); !status) {
+      dismiss(id, status.error().message);
+      return status.error();
     }
-    connection->own_ = memory;
-    answer.region_address = reinterpret_cast<std::uintptr_t>(memory->bytes().data());
-    answer.region_length = memory->bytes().size();
-    answer.gate_address = reinterpret_cast<std::uintptr_t>(connection->gate_);
-    answer.worker = address_;
-    answer.rkey.assign(memory->rkey().begin(), memory->rkey().end());
   }
   connection->stream_.emplace(std::move(found->second.stream));
   connection->peer_ = found->second.peer;
@@ -218,6 +213,27 @@ Result<std::unique_ptr<Connection>> UcxWorker::accept(std::unique_ptr<ConnectReq
   // It may have sent more with its Hello, and a frame too many is found by reading.
   update_watch(id, *connection->stream_);
   return std::unique_ptr<Connection>(std::move(connection));
+}
+
+/// What the caller needs to reach the region, and its gate.
+Status UcxWorker::expose(UcxConnection& connection, const Caller& caller, Region& region,
+                         Accept& answer) {
+  const auto& memory = dynamic_cast<UcxRegion&>(region).memory();
+  answer.shared = caller.host != HostId{} && caller.host == context_->host();
+  auto ucp = answer.shared ? shared_ucp() : network_ucp();
+  if (!ucp) return ucp.error();
+  auto* gate = memory->open_gate();
+  if (gate == nullptr) {
+    return Error{EMFILE, "the region has " + std::to_string(Memory::kGates) + " connections"};
+  }
+  connection.gate_ = gate;
+  connection.own_ = memory;
+  answer.region_address = reinterpret_cast<std::uintptr_t>(memory->bytes().data());
+  answer.region_length = memory->bytes().size();
+  answer.gate_address = reinterpret_cast<std::uintptr_t>(gate);
+  answer.worker = (*ucp)->address();
+  answer.rkey = memory->rkey(answer.shared);
+  return {};
 }
 
 void UcxWorker::reject(std::unique_ptr<ConnectRequest> request, std::string_view reason) {
@@ -239,17 +255,10 @@ UcxConnection* UcxWorker::find(std::uint64_t id) {
   return found == connections_.end() ? nullptr : found->second;
 }
 
-/// Whether UCX has anything to do here: remote chains of ours, or of peers that cannot map our regions.
-bool UcxWorker::uses_ucp() const {
-  return listener_.valid() || remote_endpoints_ > 0 || !closing_.empty();
-}
-
 bool UcxWorker::progress() {
   bool worked = deliver();
-  if (uses_ucp()) {
-    worked |= ucp_worker_progress(ucp_) != 0;
-    reap();
-  }
+  if (network_ != nullptr) worked |= ucp_worker_progress(network_->handle()) != 0;
+  if (!closing_.empty()) reap();
   if (worked && ++skipped_polls_ < kPollEvery) return true;
   skipped_polls_ = 0;
   worked |= poll(0);
@@ -295,9 +304,11 @@ bool UcxWorker::poll(int timeout_ms) {
 void UcxWorker::wait(std::chrono::milliseconds timeout) {
   if (!events_.empty() || !ready_.empty()) return;
   // Armed means: whatever happens from now on makes the descriptor ready. Busy: something has happened.
-  if (uses_ucp() && ucp_worker_arm(ucp_) != UCS_OK) return;
+  if (network_ != nullptr && ucp_worker_arm(network_->handle()) != UCS_OK) return;
   using std::chrono::milliseconds;
   auto left = timeout;
+  // UCX says nothing when an endpoint of shared memory is closed at last.
+  if (!closing_.empty()) left = left.count() < 0 ? kReapEvery : std::min(left, kReapEvery);
   if (const auto deadline = next_deadline()) {
     const auto until =
         std::max(milliseconds(0), std::chrono::ceil<milliseconds>(*deadline - Clock::now()));
@@ -334,7 +345,7 @@ void UcxWorker::accept_callers() {
     const auto id = watch(fd->get(), EPOLLIN);
     if (id == 0) continue;
     callers_.emplace(
-        id, Caller{Stream(std::move(*fd)), std::move(peer), Clock::now() + kHelloTime, false});
+        id, Caller{Stream(std::move(*fd)), std::move(peer), Clock::now() + kHelloTime, {}, false});
   }
 }
 
@@ -370,6 +381,7 @@ void UcxWorker::read_caller(std::uint64_t id) {
 
 void UcxWorker::on_hello(std::uint64_t id, Hello hello) {
   auto& caller = callers_.at(id);
+  caller.host = hello.host;
   if (hello.version != kVersion) {
     const auto reason = "fabric protocol version " + std::to_string(hello.version) + " is not " +
                         std::to_string(kVersion);
@@ -449,22 +461,27 @@ bool UcxWorker::read_frames(std::uint64_t id) {
   }
 }
 
+Result<std::unique_ptr<Endpoint>> UcxWorker::reach(std::uint64_t id, const Accept& accept) {
+  auto ucp = accept.shared ? shared_ucp() : network_ucp();
+  if (!ucp) return ucp.error();
+  if (accept.shared) return Endpoint::map((*ucp)->handle(), accept);
+  return Endpoint::connect((*ucp)->handle(), accept,
+                           [this, id](std::uint64_t cookie) {
+                             events_.push_back({Event::Kind::completed, id, cookie});
+                             if (auto* owner = find(id))
+                               owner->posted_.erase(owner->posted_.begin());
+                           },
+                           [this, id](Error error) {
+                             if (auto* owner = find(id)) fail(*owner, std::move(error));
+                           });
+}
+
 Status UcxWorker::on_accept(UcxConnection& connection, const Accept& accept) {
   if (accept.region_length != 0) {
-    const auto id = connection.id_;
-    auto endpoint = Endpoint::create(
-        ucp_, accept, accept.host == context_->host(),
-        [this, id](std::uint64_t cookie) {
-          events_.push_back({Event::Kind::completed, id, cookie});
-          if (auto* owner = find(id)) owner->posted_.erase(owner->posted_.begin());
-        },
-        [this, id](Error error) {
-          if (auto* owner = find(id)) fail(*owner, std::move(error));
-        });
+    auto endpoint = reach(connection.id_, accept);
     if (!endpoint) return endpoint.error();
     connection.endpoint_ = std::move(*endpoint);
     connection.region_length_ = accept.region_length;
-    if (!connection.endpoint_->direct()) ++remote_endpoints_;
   }
   connection.state_ = UcxConnection::State::established;
   --waiting_;
@@ -496,12 +513,15 @@ void UcxWorker::forget(UcxConnection& connection) {
 }
 
 void UcxWorker::retire(std::unique_ptr<Endpoint> endpoint) {
-  if (!endpoint->direct()) --remote_endpoints_;
   endpoint->close();
   closing_.push_back(std::move(endpoint));
 }
 
 void UcxWorker::reap() {
+  if (closing_.empty()) return;
+  for (const auto* ucp : {shared_.get(), network_.get()}) {
+    if (ucp != nullptr) (void)ucp_worker_progress(ucp->handle());
+  }
   std::erase_if(closing_, [](const auto& endpoint) { return endpoint->closed(); });
 }
 

@@ -80,6 +80,7 @@ class UcxWorker : public Worker {
     Stream stream;
     std::string peer;
     Clock::time_point deadline;
+    HostId host{};
     bool asked = false;  // The handler has its request; no deadline from then on.
   };
 
@@ -96,7 +97,10 @@ class UcxWorker : public Worker {
   UcxWorker(std::shared_ptr<Context> context, Handler& handler)
       : context_(std::move(context)), handler_(handler) {}
   Status open();
-  [[nodiscard]] bool uses_ucp() const;
+  Result<UcpWorker*> shared_ucp();
+  Result<UcpWorker*> network_ucp();
+  Status expose(UcxConnection& connection, const Caller& caller, Region& region, Accept& answer);
+  Result<std::unique_ptr<Endpoint>> reach(std::uint64_t id, const Accept& accept);
   UcxConnection* find(std::uint64_t id);
   std::uint64_t watch(int fd, std::uint32_t events);
   void update_watch(std::uint64_t id, const Stream& stream);
@@ -120,16 +124,15 @@ class UcxWorker : public Worker {
 
   std::shared_ptr<Context> context_;
   Handler& handler_;
-  ucp_worker_h ucp_ = nullptr;
-  std::vector<std::byte> address_;
-  int ucp_fd_ = -1;  // UCX's own.
+  std::unique_ptr<UcpWorker> shared_;  // Made with the first peer of this machine; only maps.
+  std::unique_ptr<UcpWorker>
+      network_;  // Made with the first peer elsewhere; then progressed always.
   Fd epoll_;
   Fd wake_;
   Fd listener_;
   bool listener_paused_ = false;
   std::uint64_t next_id_ = 16;  // Below: fixed ids of wake, UCX and listener.
   unsigned skipped_polls_ = 0;
-  std::size_t remote_endpoints_ = 0;
   std::deque<Event> events_;  // ≤ (kMaxOutstanding + 1) per connection.
   std::vector<std::pair<std::uint64_t, std::uint32_t>> ready_;  // Of the last epoll_wait.
   std::unordered_map<std::uint64_t, UcxConnection*> connections_;
