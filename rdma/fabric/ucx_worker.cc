@@ -96,8 +96,8 @@ Result<UcpWorker*> UcxWorker::network_ucp() {
   const auto status = ucp_worker_get_efd((*worker)->handle(), &fd);
   if (status != UCS_OK) return ucx_failure("UCX event descriptor", status);
   epoll_event event{};
-  // Only looked at by wait(), after arming: edge-triggered, or it would stay ready for ever.
-  event.events = static_cast<std::uint32_t>(EPOLLIN) | static_cast<std::uint32_t>(EPOLLET);
+  // Level-triggered: arming empties it, and what came since progress() must end the wait.
+  event.events = EPOLLIN;
   event.data.u64 = kUcpId;
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return system_error("epoll");
   network_ = std::move(*worker);
