@@ -172,8 +172,8 @@ struct MetadataReply {
   std::int32_t error = 0;  ///< errno, 0: success.
   std::vector<Attributes>
       attributes;  ///< Lookup, Create, Symlink, Link, SetAttributes, OpenFile: of the inode; Unlink, Rmdir,
-      ///< Rename: of the inode removed or replaced, if any, after the operation (nlink 0 when
-      ///< it has no name left); GetAttributes, ReadDirectory: one per inode or entry.
+  ///< Rename: of the inode removed or replaced, if any, after the operation (nlink 0 when
+  ///< it has no name left); GetAttributes, ReadDirectory: one per inode or entry.
   std::vector<DirectoryEntry> entries;  ///< ReadDirectory ('.' and '..' are the client's business).
   bool end_of_directory = false;
   std::vector<std::string> strings;  ///< Readlink: target; GetXattr: value; ListXattr: names.
