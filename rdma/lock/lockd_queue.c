@@ -1,0 +1,552 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* The queue of a contended slot: order, grants, revokes. Protocol: lockd.h. */
+#include "rdma/lock/lockd_internal.h"
+
+#define BATCH 32 /* Grants by one CAS */
+
+int df_owes(const struct df_object *object, df_u32 node)
+{
+	return object->owes[node / 64] >> (node % 64) & 1u;
+}
+
+void df_owes_set(struct df_object *object, df_u32 node)
+{
+	object->owing += !df_owes(object, node);
+	object->owes[node / 64] |= 1ull << (node % 64);
+}
+
+int df_owes_clear(struct df_object *object, df_u32 node)
+{
+	int owed = df_owes(object, node);
+
+	object->owing -= (df_u32)owed;
+	object->owes[node / 64] &= ~(1ull << (node % 64));
+	return owed;
+}
+
+/* --- objects ------------------------------------------------------------------------------ */
+
+static df_u32 hash_of(const struct df_lockd *lockd, df_u32 slot)
+{
+	return (slot * 0x9e3779b1u >> 8) & lockd->hash_mask;
+}
+
+struct df_object *df_object_find(struct df_lockd *lockd, df_u32 slot)
+{
+	struct df_object *object = lockd->hash[hash_of(lockd, slot)];
+
+	while (object && object->slot != slot)
+		object = object->hash_next;
+	return object;
+}
+
+/* ORDER: the bit before the READ; whoever is counted then took the lock without seeing it. */
+static void arm(struct df_lockd *lockd, struct df_object *object)
+{
+	struct df_chain chain;
+
+	df_chain_init(&chain, DF_OBJECT_ARMING, object->slot);
+	df_chain_faa(&chain, df_slot_offset(object->slot), DF_CONTENDED);
+	df_chain_read(&chain, df_slot_offset(object->slot), DF_SLOT_SIZE);
+	df_object_post(lockd, object, DF_OBJECT_ARMING, &chain);
+}
+
+static void disarm(struct df_lockd *lockd, struct df_object *object)
+{
+	struct df_chain chain;
+
+	df_chain_init(&chain, DF_OBJECT_DISARMING, object->slot);
+	df_chain_faa(&chain, df_slot_offset(object->slot), DF_CONTENDED); /* -2^63 is 2^63 */
+	df_object_post(lockd, object, DF_OBJECT_DISARMING, &chain);
+}
+
+static struct df_object *object_new(struct df_lockd *lockd, df_u32 slot)
+{
+	struct df_object *object = lockd->free_objects;
+	df_u64 *owes;
+
+	if (!object)
+		return NULL;
+	lockd->free_objects = object->hash_next;
+	owes = object->owes;
+	memset(object, 0, sizeof(*object));
+	object->owes = owes;
+	object->slot = slot;
+	object->hash_next = lockd->hash[hash_of(lockd, slot)];
+	lockd->hash[hash_of(lockd, slot)] = object;
+	object->list_next = lockd->objects;
+	lockd->objects = object;
+	lockd->count.objects++;
+	return object;
+}
+
+static void object_free(struct df_lockd *lockd, struct df_object *object)
+{
+	struct df_object **link = &lockd->hash[hash_of(lockd, object->slot)];
+
+	while (*link != object)
+		link = &(*link)->hash_next;
+	*link = object->hash_next;
+	for (link = &lockd->objects; *link != object;)
+		link = &(*link)->list_next;
+	*link = object->list_next;
+	object->hash_next = lockd->free_objects;
+	lockd->free_objects = object;
+	lockd->count.objects--;
+}
+
+/* --- the queue ---------------------------------------------------------------------------- */
+
+int df_queue_add(struct df_lockd *lockd, df_u32 slot, struct df_waiter *waiter)
+{
+	struct df_object *object = df_object_find(lockd, slot);
+	int fresh = !object;
+
+	if (fresh)
+		object = object_new(lockd, slot);
+	if (!object)
+		return -1;
+	waiter->next = NULL;
+	if (object->tail)
+		object->tail->next = waiter;
+	else
+		object->head = waiter;
+	object->tail = waiter;
+	if (fresh)
+		arm(lockd, object);
+	else
+		df_queue_touch(lockd, object);
+	return 0;
+}
+
+struct df_waiter *df_queue_pop(struct df_object *object)
+{
+	struct df_waiter *waiter = object->head;
+
+	object->head = waiter->next;
+	if (!object->head)
+		object->tail = NULL;
+	object->stage = DF_STAGE_NOBODY;
+	return waiter;
+}
+
+/* Takes it out of the middle; `before`: the one before it, NULL for the head. */
+static void unlink_waiter(struct df_object *object, struct df_waiter *before,
+			  struct df_waiter *waiter)
+{
+	if (!before) {
+		df_queue_pop(object);
+		return;
+	}
+	before->next = waiter->next;
+	if (object->tail == waiter)
+		object->tail = before;
+}
+
+static void answer(struct df_lockd *lockd, struct df_object *object, struct df_waiter *waiter,
+		   df_u32 status)
+{
+	union df_msg grant;
+
+	df_msg_init(&grant, DF_MSG_GRANT, object->slot, waiter->key, waiter->seq);
+	grant.grant.status = (df_u8)status;
+	if (status == DF_GRANTED) {
+		grant.grant.mode = waiter->want;
+		grant.grant.version = object->image.version;
+		grant.grant.value = object->image.value;
+	}
+	df_lockd_send(lockd, waiter->node, &grant);
+	df_waiter_free(lockd, waiter);
+}
+
+/* Those who asked for the key that the slot had before. */
+static void answer_stale(struct df_lockd *lockd, struct df_object *object)
+{
+	struct df_waiter *before = NULL, *waiter = object->head, *next;
+
+	for (; waiter; waiter = next) {
+		next = waiter->next;
+		if (waiter->kind == DF_WAITER_ASK && waiter->key != object->image.key) {
+			unlink_waiter(object, before, waiter);
+			answer(lockd, object, waiter, DF_GRANT_STALE);
+		} else {
+			before = waiter;
+		}
+	}
+}
+
+/* --- granting ----------------------------------------------------------------------------- */
+
+static df_u32 field_count(df_u64 word, df_u32 mode)
+{
+	switch (mode) {
+	case DF_IS:
+		return df_word_is(word);
+	case DF_IX:
+		return df_word_ix(word);
+	case DF_S:
+		return df_word_s(word);
+	default:
+		return 1;
+	}
+}
+
+static df_u32 word_node(const struct df_waiter *waiter)
+{
+	return waiter->kind == DF_WAITER_FIND ? DF_NODE_LOCKD : waiter->node;
+}
+
+/* The word with this waiter granted, if it can be beside the others. */
+static int admit(const struct df_object *object, const struct df_waiter *waiter, df_u64 *word)
+{
+	df_u64 others;
+
+	if (waiter->kind == DF_WAITER_ASK && df_owes(object, waiter->node))
+		return 0; /* what it holds is about to change */
+	if (!field_count(*word, waiter->held))
+		return 0;
+	others = *word - df_unit(waiter->held, waiter->node);
+	if (!df_word_admits(others, waiter->want))
+		return 0;
+	*word = others + df_unit(waiter->want, word_node(waiter));
+	return 1;
+}
+
+void df_chain_hints(struct df_chain *chain, struct df_object *object)
+{
+	df_chain_write(chain, df_slot_offset(object->slot) + offsetof(struct df_slot, hints), 64,
+		       object->image.hints, DF_HINTS);
+}
+
+/* ORDER: hints before the word, as clients do it. X: whoever was hinted holds nothing any more. */
+static int grant_batch(struct df_lockd *lockd, struct df_object *object)
+{
+	df_u64 word = object->image.word & ~DF_CONTENDED;
+	struct df_waiter *waiter;
+	struct df_chain chain;
+
+	object->batch = 0;
+	for (waiter = object->head; waiter && object->batch < BATCH; waiter = waiter->next) {
+		if (!admit(object, waiter, &word))
+			break;
+		object->batch++;
+		if (waiter->want == DF_X)
+			memset(object->image.hints, 0, DF_HINTS);
+		else
+			object->image.hints[waiter->node % DF_HINTS] = 1;
+	}
+	if (!object->batch)
+		return 0;
+	object->expected = object->image.word;
+	object->desired = word | DF_CONTENDED;
+	df_chain_init(&chain, DF_OBJECT_GRANTING, object->slot);
+	df_chain_hints(&chain, object);
+	df_chain_cas(&chain, df_slot_offset(object->slot), object->expected, object->desired);
+	df_chain_read(&chain, df_slot_offset(object->slot), DF_SLOT_SIZE);
+	df_object_post(lockd, object, DF_OBJECT_GRANTING, &chain);
+	return 1;
+}
+
+static void post_read(struct df_lockd *lockd, struct df_object *object, df_u64 addend)
+{
+	struct df_chain chain;
+
+	df_chain_init(&chain, DF_OBJECT_READING, object->slot);
+	if (addend)
+		df_chain_faa(&chain, df_slot_offset(object->slot), addend);
+	df_chain_read(&chain, df_slot_offset(object->slot), DF_SLOT_SIZE);
+	object->recheck = 0;
+	df_object_post(lockd, object, DF_OBJECT_READING, &chain);
+}
+
+static void granted(struct df_lockd *lockd, struct df_object *object)
+{
+	df_u64 dead = 0; /* granted to sessions that went meanwhile: taken off again */
+
+	if (object->head->kind == DF_WAITER_FIND) {
+		df_find_rekey(lockd, object, object->head);
+		return;
+	}
+	for (; object->batch; object->batch--) {
+		struct df_waiter *waiter = df_queue_pop(object);
+
+		if (waiter->state) { /* see df_queue_session_gone */
+			dead += df_unit(waiter->want, waiter->node);
+			waiter->node = 0;
+			df_waiter_free(lockd, waiter);
+			continue;
+		}
+		lockd->count.grants++;
+		answer(lockd, object, waiter, DF_GRANTED);
+	}
+	if (dead)
+		post_read(lockd, object, 0 - dead);
+	else
+		df_queue_pump(lockd, object);
+}
+
+static void grant_done(struct df_lockd *lockd, struct df_object *object, df_u64 old)
+{
+	struct df_waiter *waiter, *next;
+	df_u32 left;
+
+	object->state = DF_OBJECT_READY;
+	if (old == object->expected) {
+		granted(lockd, object);
+		return;
+	}
+	left = object->batch;
+	object->batch = 0;
+	for (waiter = object->head; left--; waiter = next) {
+		next = waiter->next;
+		if (waiter->kind == DF_WAITER_ASK && waiter->state) {
+			struct df_waiter *before = object->head;
+
+			while (before != waiter && before->next != waiter)
+				before = before->next;
+			unlink_waiter(object, before == waiter ? NULL : before, waiter);
+			waiter->node = 0;
+			df_waiter_free(lockd, waiter);
+		}
+	}
+	df_queue_pump(lockd, object);
+}
+
+/* --- revoking ----------------------------------------------------------------------------- */
+
+static void revoke(struct df_lockd *lockd, struct df_object *object, df_u32 node)
+{
+	union df_msg message;
+
+	df_msg_init(&message, DF_MSG_REVOKE, object->slot, object->image.key, object->revoke_seq);
+	message.revoke.wanted = object->wanted;
+	df_owes_set(object, node);
+	lockd->count.revokes++;
+	df_lockd_send(lockd, node, &message);
+}
+
+static int in_the_way(const struct df_object *object, df_u32 node)
+{
+	df_u32 owner = df_word_owner(object->image.word);
+
+	if (object->stage == DF_STAGE_ALL)
+		return 1;
+	return owner ? owner == node : object->image.hints[node % DF_HINTS] != 0;
+}
+
+/* Asks the next stage of holders. The head itself, if it holds, keeps what it has. */
+static void revoke_stage(struct df_lockd *lockd, struct df_object *object)
+{
+	const struct df_waiter *head = object->head;
+	const struct df_session *session;
+
+	object->stage++;
+	object->revoke_seq = df_lockd_next_seq(lockd);
+	object->wanted = head->want;
+	object->spared = head->kind == DF_WAITER_ASK && head->held != DF_NL ? head->node : 0;
+	for (session = lockd->live; session; session = session->next) {
+		if (session->node != object->spared && in_the_way(object, session->node))
+			revoke(lockd, object, session->node);
+	}
+}
+
+/* The head cannot be granted. */
+static void blocked(struct df_lockd *lockd, struct df_object *object)
+{
+	df_u32 owner = df_word_owner(object->image.word);
+
+	if (object->recheck) {
+		post_read(lockd, object, 0);
+		return;
+	}
+	if (object->owing)
+		return;
+	if (owner && !df_lockd_is_live(lockd, owner)) {
+		df_repair_clear_owner(lockd, object);
+		return;
+	}
+	while (object->stage < DF_STAGE_ALL) {
+		revoke_stage(lockd, object);
+		if (object->owing)
+			return;
+	}
+	df_repair_freeze(lockd, object);
+}
+
+void df_queue_pump(struct df_lockd *lockd, struct df_object *object)
+{
+	answer_stale(lockd, object);
+	if (object->head) {
+		if (!grant_batch(lockd, object))
+			blocked(lockd, object);
+		return;
+	}
+	/* An answer that is still owed must find this object: its session may ask again before it. */
+	if (!object->owing)
+		disarm(lockd, object);
+}
+
+void df_queue_touch(struct df_lockd *lockd, struct df_object *object)
+{
+	object->recheck = 1;
+	if (object->state == DF_OBJECT_READY)
+		post_read(lockd, object, 0);
+}
+
+void df_queue_chain_done(struct df_lockd *lockd, struct df_object *object, df_u64 old,
+			 const struct df_slot *image)
+{
+	df_u32 state = object->state;
+
+	if (image)
+		object->image = *image;
+	switch (state) {
+	case DF_OBJECT_ARMING:
+		if (df_word_contended(old)) { /* nobody but us sets it: put it right and go on */
+			arm(lockd, object);
+			return;
+		}
+		object->state = DF_OBJECT_READY;
+		df_queue_pump(lockd, object);
+		break;
+	case DF_OBJECT_READING:
+		object->state = DF_OBJECT_READY;
+		df_queue_pump(lockd, object);
+		break;
+	case DF_OBJECT_GRANTING:
+		grant_done(lockd, object, old);
+		break;
+	case DF_OBJECT_REKEYING:
+		df_find_rekeyed(lockd, object, old);
+		break;
+	case DF_OBJECT_DISARMING:
+		if (!df_word_contended(old))
+			disarm(lockd, object);
+		else if (object->head)
+			arm(lockd, object);
+		else
+			object_free(lockd, object);
+		break;
+	default:
+		df_repair_chain_done(lockd, object, old, image);
+		break;
+	}
+}
+
+/* --- messages ----------------------------------------------------------------------------- */
+
+void df_queue_ask(struct df_lockd *lockd, df_u32 node, const struct df_msg_ask *ask)
+{
+	struct df_object *object = df_object_find(lockd, ask->head.slot);
+	struct df_waiter *waiter;
+	union df_msg grant;
+
+	for (waiter = object ? object->head : NULL; waiter; waiter = waiter->next) {
+		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state) {
+			df_lockd_drop(lockd, node, DF_DROP_DUPLICATE);
+			return;
+		}
+	}
+	lockd->count.asks++;
+	waiter = df_waiter_new(lockd, DF_WAITER_ASK, node, &ask->head);
+	if (waiter) {
+		waiter->want = ask->want;
+		waiter->held = ask->held;
+		if (!df_queue_add(lockd, ask->head.slot, waiter))
+			return;
+		df_waiter_free(lockd, waiter);
+	}
+	df_msg_init(&grant, DF_MSG_GRANT, ask->head.slot, ask->head.key, ask->head.seq);
+	grant.grant.status = DF_GRANT_BUSY;
+	df_lockd_send(lockd, node, &grant);
+}
+
+/* The waiter of this session, if it waits for a mode beside one that it holds. */
+static void note_kept(struct df_object *object, df_u32 node, df_u32 kept)
+{
+	struct df_waiter *waiter;
+
+	for (waiter = object->head; waiter; waiter = waiter->next)
+		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
+		    df_covers(waiter->held, kept))
+			waiter->held = (df_u8)kept;
+}
+
+void df_queue_released(struct df_lockd *lockd, df_u32 node, const struct df_msg_released *released)
+{
+	struct df_object *object = df_object_find(lockd, released->head.slot);
+	df_u64 seq = released->head.seq;
+
+	if (seq > lockd->seq) {
+		df_lockd_drop(lockd, node, DF_DROP_ANSWER);
+		return;
+	}
+	if (!object)
+		return;
+	if (seq && seq == object->revoke_seq && !df_repair_in_progress(object) &&
+	    df_owes(object, node)) {
+		if (!df_compatible(released->kept, object->wanted)) {
+			df_lockd_drop(lockd, node, DF_DROP_ANSWER); /* owes it until it is gone */
+			return;
+		}
+		df_owes_clear(object, node);
+	}
+	if (released->head.key == object->image.key && object->state != DF_OBJECT_ARMING)
+		note_kept(object, node, released->kept);
+	df_queue_touch(lockd, object);
+}
+
+/* Whether the CAS in flight grants to it. */
+static int in_batch(const struct df_object *object, const struct df_waiter *waiter)
+{
+	const struct df_waiter *other = object->head;
+	df_u32 i;
+
+	for (i = 0; object->state == DF_OBJECT_GRANTING && i < object->batch; i++) {
+		if (other == waiter)
+			return 1;
+		other = other->next;
+	}
+	return 0;
+}
+
+void df_queue_cancel(struct df_lockd *lockd, df_u32 node, const struct df_msg_head *head)
+{
+	struct df_object *object = df_object_find(lockd, head->slot);
+	struct df_waiter *waiter, *before = NULL;
+
+	for (waiter = object ? object->head : NULL; waiter; before = waiter, waiter = waiter->next)
+		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
+		    waiter->seq == head->seq)
+			break;
+	/* Answered meanwhile, or about to be granted: that is the answer. */
+	if (!waiter || in_batch(object, waiter))
+		return;
+	unlink_waiter(object, before, waiter);
+	answer(lockd, object, waiter, DF_GRANT_CANCELLED);
+	df_queue_touch(lockd, object);
+}
+
+void df_queue_session_gone(struct df_lockd *lockd, struct df_object *object, df_u32 node)
+{
+	struct df_waiter *waiter, *before = NULL, *next;
+
+	for (waiter = object->head; waiter; waiter = next) {
+		next = waiter->next;
+		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state) {
+			if (!in_batch(object, waiter)) {
+				unlink_waiter(object, before, waiter);
+				df_waiter_free(lockd, waiter);
+				continue;
+			}
+			waiter->state =
+				1; /* the CAS in flight must end first; `node` says what it grants */
+		}
+		before = waiter;
+	}
+	df_owes_clear(object, node);
+	if (df_repair_in_progress(object))
+		df_repair_session_gone(lockd, object);
+	else
+		df_queue_touch(lockd, object);
+}
