@@ -194,7 +194,7 @@ void FileLocks::wake(FileLockSpace key, std::set<FileLockOwner> changed,
         }
         replace(request, true);
       }
-      answers.push_back({request.owner.session, request.request, room ? 0 : ENOLCK});
+      answers.push_back({request.owner.session, request.request, room ? 0 : ENOLCK, key.ino});
     }
   }
   forget_if_empty(key);
@@ -283,7 +283,7 @@ bool FileLocks::cancel(SessionId session, std::uint64_t request,
     ++it;
   if (it == space.waiting.end()) std::abort();  // `waits` and `waiting` are changed together.
   end_wait(space, it);
-  answers.push_back({session, request, EINTR});
+  answers.push_back({session, request, EINTR, key.ino});
   forget_if_empty(key);
   return true;
 }
@@ -330,6 +330,11 @@ FileLockCounts FileLocks::counts() const {
 std::size_t FileLocks::session_locks(SessionId session) const {
   const auto it = sessions_.find(session);
   return it == sessions_.end() ? 0 : it->second.locks;
+}
+
+std::size_t FileLocks::session_waits(SessionId session) const {
+  const auto it = sessions_.find(session);
+  return it == sessions_.end() ? 0 : it->second.waits.size();
 }
 
 }  // namespace distfuse::lockd

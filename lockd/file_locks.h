@@ -78,6 +78,7 @@ struct FileLockAnswer {
   SessionId session = 0;
   std::uint64_t request = 0;
   int error = 0;
+  Ino ino = 0;
   bool operator==(const FileLockAnswer&) const = default;
 };
 
@@ -122,6 +123,7 @@ class FileLocks {
 
   [[nodiscard]] FileLockCounts counts() const;
   [[nodiscard]] std::size_t session_locks(SessionId session) const;
+  [[nodiscard]] std::size_t session_waits(SessionId session) const;
 
  private:
   struct Interval {

@@ -79,13 +79,13 @@ TEST_F(FileLocksTest, WaitersAreWokenInOrderWhenCompatible) {
   EXPECT_EQ(lock(make(3, 1, kWrite, 0, 9, 31), true), FileLocks::kWaiting);
   EXPECT_EQ(lock(make(4, 1, kRead, 5, 9, 41), true), FileLocks::kWaiting);
   EXPECT_EQ(locks_.unlock(make(1, 1, kRead, 0, 4), answers_), 0);
-  EXPECT_EQ(take_answers(), (Answers{{2, 21, 0}}));
+  EXPECT_EQ(take_answers(), (Answers{{2, 21, 0, 1}}));
   EXPECT_EQ(locks_.unlock(make(1, 1, kRead, 5, 9), answers_), 0);
-  EXPECT_EQ(take_answers(), (Answers{{4, 41, 0}}));
+  EXPECT_EQ(take_answers(), (Answers{{4, 41, 0, 1}}));
   locks_.release_owner({1, false}, {2, 1}, answers_);
   EXPECT_TRUE(take_answers().empty());
   locks_.release_owner({1, false}, {4, 1}, answers_);
-  EXPECT_EQ(take_answers(), (Answers{{3, 31, 0}}));
+  EXPECT_EQ(take_answers(), (Answers{{3, 31, 0, 1}}));
 }
 
 TEST_F(FileLocksTest, DeadlockAcrossInodesIsRefused) {
@@ -97,7 +97,7 @@ TEST_F(FileLocksTest, DeadlockAcrossInodesIsRefused) {
   EXPECT_EQ(lock(make(3, 1, kWrite, 0, 0, 1, 100), true), EDEADLK);
   EXPECT_EQ(lock(make(3, 1, kWrite, 0, 0, 1, 100), false), EAGAIN);
   EXPECT_TRUE(locks_.cancel(1, 1, answers_));
-  EXPECT_EQ(take_answers(), (Answers{{1, 1, EINTR}}));
+  EXPECT_EQ(take_answers(), (Answers{{1, 1, EINTR, 200}}));
   EXPECT_EQ(lock(make(3, 1, kWrite, 0, 0, 1, 100), true), FileLocks::kWaiting);
   EXPECT_FALSE(locks_.cancel(1, 1, answers_));
 }
@@ -109,7 +109,7 @@ TEST_F(FileLocksTest, FlockIsApartAndConverts) {
   EXPECT_EQ(lock(make_flock(2, 1, kWrite, 5), true), FileLocks::kWaiting);  // The old lock is gone.
   EXPECT_EQ(lock(make_flock(3, 1, kRead)), 0);
   EXPECT_EQ(locks_.unlock(make_flock(3, 1, kRead), answers_), 0);
-  EXPECT_EQ(take_answers(), (Answers{{2, 5, 0}}));
+  EXPECT_EQ(take_answers(), (Answers{{2, 5, 0, 1}}));
   EXPECT_EQ(lock(make_flock(3, 1, kRead)), EAGAIN);
 }
 
@@ -120,7 +120,7 @@ TEST_F(FileLocksTest, SessionTakesItsLocksAndWaitsAlong) {
   ASSERT_EQ(lock(make(2, 1, kWrite, 0, 29, 5), true), FileLocks::kWaiting);
   ASSERT_EQ(lock(make_flock(1, 1, kWrite)), 0);
   locks_.release_session(1, answers_);
-  EXPECT_EQ(take_answers(), (Answers{{2, 5, 0}}));
+  EXPECT_EQ(take_answers(), (Answers{{2, 5, 0, 1}}));
   EXPECT_EQ(locks_.session_locks(1), 0U);
   locks_.release_session(2, answers_);
   EXPECT_EQ(locks_.counts().locks, 0U);
@@ -165,7 +165,7 @@ TEST(FileLocksLimits, AGrantBeyondTheLimitSaysSo) {
   ASSERT_EQ(locks.lock(make(1, 1, kWrite, 5, 5, 1), true, answers), FileLocks::kWaiting);
   ASSERT_EQ(locks.lock(make(1, 1, kWrite, 20, 20), false, answers), 0);
   ASSERT_EQ(locks.unlock(make(9, 1, kWrite, 0, 9), answers), 0);
-  EXPECT_EQ(answers, (Answers{{1, 1, ENOLCK}}));
+  EXPECT_EQ(answers, (Answers{{1, 1, ENOLCK, 1}}));
   EXPECT_EQ(locks.lock(make(2, 1, kWrite, 0, 9), false, answers), 0);
 }
 
@@ -227,7 +227,7 @@ struct Model {
         const auto request = waiting[i];
         waiting.erase(waiting.begin() + static_cast<std::ptrdiff_t>(i));
         grant(request);
-        answers.push_back({request.owner.session, request.request, 0});
+        answers.push_back({request.owner.session, request.request, 0, key.ino});
         again = true;
       }
     }
@@ -268,7 +268,7 @@ struct Model {
         return waiter.owner.session == session && waiter.request == request;
       });
       if (erased == 0) continue;
-      answers.push_back({session, request, EINTR});
+      answers.push_back({session, request, EINTR, key.ino});
       return true;
     }
     return false;

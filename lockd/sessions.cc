@@ -11,6 +11,10 @@ Result<const Session*> SessionTable::open(ConnectionId control, std::string name
                                           std::string peer) {
   if (sessions_.size() >= limits_.sessions)
     return Error{ENOSPC, fmt::format("lockd has {} sessions already, its limit", sessions_.size())};
+  if (losses_ >= limits_.losses)
+    return Error{
+        ENOSPC,
+        fmt::format("{} sessions were lost since lockd started, its limit; restart it", losses_)};
   NodeId node = 0;
   if (next_node_ <= limits_.node_ids) {
     node = next_node_++;
@@ -69,6 +73,7 @@ std::vector<ConnectionId> SessionTable::lose(SessionId id) {
   const auto it = sessions_.find(id);
   if (it == sessions_.end() || it->second.state != SessionState::live) return {};
   it->second.state = SessionState::fencing;
+  ++losses_;
   return take_connections(it->second);
 }
 

@@ -55,12 +55,15 @@ class SessionTable {
     std::size_t sessions = 4096;  ///< Live and fencing.
     std::size_t lanes = 64;       ///< Of one session.
     NodeId node_ids = kMaxNodeId;
+    std::size_t losses =
+        32768;  ///< Sessions lost in one incarnation; see slot.h: their units stay in the counts.
   };
 
   SessionTable(std::uint32_t incarnation, Limits limits)
       : limits_(limits), next_id_(std::uint64_t{incarnation} << 32 | 1) {}
 
-  /// A mount says hello. Error: ENOSPC: too many sessions; EAGAIN: no node id left, try again after reclaim_node_ids.
+  /// A mount says hello. Error: ENOSPC: too many sessions, or too many were lost; EAGAIN: no node id left, try again after
+  /// reclaim_node_ids.
   Result<const Session*> open(ConnectionId control, std::string name, std::string peer);
   /// Error: ESTALE: no such live session; ENOSPC: too many lanes.
   Result<const Session*> add_lane(ConnectionId lane, SessionId id);
@@ -86,11 +89,14 @@ class SessionTable {
   /// Node ids of gone sessions that `in_table` (indexed by node id) does not show in any slot may be used again.
   void reclaim_node_ids(const std::vector<bool>& in_table);
 
+  [[nodiscard]] std::size_t losses() const { return losses_; }
+
  private:
   std::vector<ConnectionId> take_connections(Session& session);
 
   const Limits limits_;
   SessionId next_id_;
+  std::size_t losses_ = 0;
   NodeId next_node_ = 1;            ///< Never used from here on.
   std::deque<NodeId> free_nodes_;   ///< Used before, not in the table.
   std::vector<NodeId> used_nodes_;  ///< Of sessions that are gone, perhaps still in the table.

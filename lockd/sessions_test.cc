@@ -92,5 +92,16 @@ TEST(SessionTable, LimitsAreKept) {
   EXPECT_EQ(table.add_lane(5, 0x1234).error().code, ESTALE);
 }
 
+TEST(SessionTable, TooManyLossesEndTheIncarnation) {
+  SessionTable table(1, {.losses = 2});
+  for (ConnectionId c = 1; c <= 2; ++c) {
+    const auto id = (*table.open(c, "m", "p"))->id;
+    table.lose(id);
+    table.remove(id);
+  }
+  EXPECT_EQ(table.losses(), 2U);
+  EXPECT_EQ(table.open(3, "m", "p").error().code, ENOSPC);
+}
+
 }  // namespace
 }  // namespace distfuse::lockd

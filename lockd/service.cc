@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lockd/service.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <cstdlib>
+#include <future>
+#include <utility>
+
+#include "lockd/status.h"
+
+namespace distfuse::lockd {
+
+namespace {
+
+constexpr std::size_t kMaxRefused = 64;
+constexpr std::chrono::milliseconds kRefusedTime{1000};
+constexpr std::chrono::milliseconds kForever{-1};
+constexpr std::chrono::seconds kStatusTime{4};
+
+ConnectionId id_of(const fabric::Connection& connection) {
+  return reinterpret_cast<std::uintptr_t>(connection.user);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Service>> Service::create(const ServiceOptions& options,
+                                                 std::unique_ptr<Storage> storage) {
+  std::unique_ptr<Service> service(new Service(options));
+  DISTFUSE_TRY(service->init(std::move(storage)));
+  return service;
+}
+
+df_table Service::table() const {
+  return {options_.slots / DF_BUCKET_SLOTS, options_.slots / 4, DF_NODE_LOCKD};
+}
+
+Status Service::make_table() {
+  const auto geometry = table();
+  auto region = fabric_->create_region(df_table_bytes(&geometry));
+  if (!region.ok()) return region.error();
+  region_ = std::move(region).value();
+  auto* slots = reinterpret_cast<df_slot*>(region_->bytes().data());
+  for (std::uint32_t i = 0; i < df_table_slots(&geometry); ++i) df_lockd_prepare_slot(&slots[i], i);
+  return {};
+}
+
+Status Service::init(std::unique_ptr<Storage> storage) {
+  const auto cluster = parse_cluster_id(options_.cluster_id);
+  if (!cluster.ok()) return cluster.error();
+  auto opened = fabric::open(options_.fabric);
+  if (!opened.ok()) return opened.error();
+  fabric_ = std::move(opened).value();
+  DISTFUSE_TRY(make_table());
+  auto worker = fabric_->create_worker(*this);
+  if (!worker.ok()) return worker.error();
+  worker_ = std::move(worker).value();
+  auto loopback = Loopback::create(*worker_, *region_, options_.limits.objects);
+  if (!loopback.ok()) return loopback.error();
+  loopback_ = std::move(loopback).value();
+  auto daemon = Daemon::create({options_.incarnation, *cluster, table(), options_.limits}, *this);
+  if (!daemon.ok()) return daemon.error();
+  daemon_ = std::move(daemon).value();
+  auto address = worker_->listen(options_.listen);
+  if (!address.ok()) return address.error();
+  address_ = std::move(address).value();
+  fencer_ = std::make_unique<Fencer>(std::move(storage), [this](SessionId session) {
+    enter([this, session] { daemon_->fenced(session); });
+  });
+  return {};
+}
+
+Service::~Service() {
+  fencer_.reset();
+  peers_.clear();
+  closed_.clear();
+  loopback_.reset();
+  worker_.reset();
+}
+
+// ---- the thread
+
+void Service::run() {
+  while (!stop_.load(std::memory_order_acquire)) {
+    bool worked = worker_->progress();
+    worked = step() || worked;
+    if (worked) continue;
+    worker_->wait(patience());
+    ++wakeups_;
+  }
+}
+
+void Service::stop() {
+  stop_.store(true, std::memory_order_release);
+  worker_->wake();
+}
+
+bool Service::step() {
+  bool worked = run_inbox();
+  send_queued();
+  if (!overrun_.empty()) {
+    drop_overrun();
+    worked = true;
+  }
+  drop_refused();
+  closed_.clear();
+  return worked;
+}
+
+void Service::enter(std::function<void()> function) {
+  {
+    const std::lock_guard lock(mutex_);
+    inbox_.push_back(std::move(function));
+  }
+  worker_->wake();
+}
+
+bool Service::run_inbox() {
+  std::vector<std::function<void()>> functions;
+  {
+    const std::lock_guard lock(mutex_);
+    functions.swap(inbox_);
+  }
+  for (const auto& function : functions) function();
+  return !functions.empty();
+}
+
+std::chrono::milliseconds Service::patience() const {
+  if (refused_.empty()) return kForever;
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(refused_.front().second - Clock::now());
+  return std::max(left, std::chrono::milliseconds(0));
+}
+
+// ---- connections
+
+void Service::keep(ConnectionId id, std::unique_ptr<fabric::Connection> connection) {
+  connection->user = reinterpret_cast<void*>(static_cast<std::uintptr_t>(id));
+  peers_[id].connection = std::move(connection);
+}
+
+void Service::on_connect_request(std::unique_ptr<fabric::ConnectRequest> request) {
+  const auto id = next_connection_++;
+  const auto greeting = daemon_->hello(id, request->private_data(), request->peer());
+  if (greeting.verdict == Daemon::Verdict::reject || greeting.verdict == Daemon::Verdict::refuse)
+    spdlog::warn("refused {}: {}", request->peer(), greeting.reason);
+  if (greeting.verdict == Daemon::Verdict::reject)
+    return worker_->reject(std::move(request), greeting.reason);
+  accept(id, std::move(request), greeting);
+}
+
+void Service::accept(ConnectionId id, std::unique_ptr<fabric::ConnectRequest> request,
+                     const Daemon::Greeting& greeting) {
+  const auto peer = request->peer();
+  auto* exposed = greeting.verdict == Daemon::Verdict::lane ? region_.get() : nullptr;
+  auto connection =
+      worker_->accept(std::move(request), std::as_bytes(std::span(&greeting.welcome, 1)), exposed);
+  if (!connection.ok()) {
+    spdlog::warn("could not accept {}: {}", peer, connection.error().message);
+    if (greeting.verdict != Daemon::Verdict::refuse) daemon_->withdraw(id);
+    return;
+  }
+  keep(id, std::move(connection).value());
+  if (greeting.verdict == Daemon::Verdict::refuse)
+    refused_.emplace_back(id, Clock::now() + kRefusedTime);
+  if (greeting.verdict == Daemon::Verdict::control) {
+    const auto* session = daemon_->sessions().find_connection(id);
+    spdlog::info("session {:#x} ({}, node {}, {}) began", session->id, session->name, session->node,
+                 peer);
+  }
+}
+
+void Service::on_connected(fabric::Connection& connection, std::span<const std::byte> /*data*/) {
+  spdlog::critical("{} answered a connect that lockd never made", connection.peer());
+  std::abort();
+}
+
+void Service::on_message(fabric::Connection& connection, std::span<const std::byte> message) {
+  // A refused one is not known to the daemon, and a closed one no more: both are not listened to.
+  if (peers_.contains(id_of(connection))) daemon_->message(id_of(connection), message);
+}
+
+void Service::on_completion(fabric::Connection& connection, std::uint64_t cookie,
+                            const Status& status) {
+  if (&connection != loopback_->connection() || !status.ok()) {
+    spdlog::critical("a chain of lockd's own failed: {}",
+                     status.ok() ? "not on the loopback" : status.error().message);
+    std::abort();
+  }
+  const auto done = loopback_->completed(cookie);
+  daemon_->chain_done(done.cookie, done.old, done.image.data());
+}
+
+void Service::on_disconnect(fabric::Connection& connection, const Error& reason) {
+  const auto id = id_of(connection);
+  if (!peers_.contains(id)) return;
+  close(id);
+  daemon_->connection_ended(id, reason.message);
+}
+
+void Service::close(ConnectionId connection) {
+  const auto it = peers_.find(connection);
+  if (it == peers_.end()) return;
+  closed_.push_back(std::move(it->second.connection));
+  peers_.erase(it);
+  blocked_.erase(connection);
+}
+
+void Service::drop_refused() {
+  const auto now = Clock::now();
+  while (!refused_.empty() && (refused_.size() > kMaxRefused || refused_.front().second <= now)) {
+    close(refused_.front().first);
+    refused_.pop_front();
+  }
+}
+
+// ---- actions
+
+void Service::post(std::uint64_t cookie, const df_chain& chain) {
+  loopback_->post(cookie, chain);
+}
+
+void Service::fence(SessionId session) {
+  fencer_->fence(session);
+}
+
+void Service::send(ConnectionId id, std::span<const std::byte> message) {
+  auto& peer = peers_.at(id);
+  if (peer.outgoing.empty()) {
+    const auto status = peer.connection->send(message);
+    // Any error but a full queue ends the connection, and on_disconnect follows.
+    if (status.ok() || status.error().code != EAGAIN) return;
+  }
+  if (peer.outgoing.size() >= options_.limits.outgoing()) {
+    overrun_.push_back(id);
+    return;
+  }
+  peer.outgoing.emplace_back(message.begin(), message.end());
+  blocked_.insert(id);
+}
+
+void Service::send_queued() {
+  for (auto it = blocked_.begin(); it != blocked_.end();) {
+    auto& peer = peers_.at(*it);
+    while (!peer.outgoing.empty()) {
+      const auto status = peer.connection->send(peer.outgoing.front());
+      if (!status.ok() && status.error().code == EAGAIN) break;
+      peer.outgoing.pop_front();
+    }
+    it = peer.outgoing.empty() ? blocked_.erase(it) : std::next(it);
+  }
+}
+
+void Service::drop_overrun() {
+  const auto overrun = std::exchange(overrun_, {});
+  for (const auto id : overrun) daemon_->lose_connection(id, "it does not take its messages");
+}
+
+std::vector<bool> Service::owners_in_table() {
+  std::vector<bool> owners(0x8000, false);
+  const auto geometry = table();
+  for (std::uint32_t i = 0; i < df_table_slots(&geometry); ++i)
+    owners[df_word_owner(read_word(region_->bytes(), i))] = true;
+  return owners;
+}
+
+// ---- status
+
+std::string Service::describe() {
+  ServiceStatus service;
+  service.address = address_;
+  service.fabric = fabric_->describe();
+  service.uptime = std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - started_);
+  service.wakeups = wakeups_;
+  service.chains = loopback_->posted();
+  service.connections = peers_.size();
+  return status_json(*daemon_, region_->bytes(), service);
+}
+
+Result<std::string> Service::status() {
+  auto promise = std::make_shared<std::promise<std::string>>();
+  auto answer = promise->get_future();
+  enter([this, promise] { promise->set_value(describe()); });
+  if (answer.wait_for(kStatusTime) != std::future_status::ready)
+    return Error{ETIMEDOUT, "the service thread does not answer"};
+  return answer.get();
+}
+
+}  // namespace distfuse::lockd
