@@ -6,7 +6,7 @@
 namespace distfuse::fabric {
 
 Result<std::unique_ptr<Fabric>> open(const Options& options) {
-  if (options.kind == "ucx") return ucx::open_ucx(options);
+  if (options.kind == "ucx") return ucx::open_ucx();
   return Error{EINVAL, "fabric '" + options.kind + "' is unknown: use ucx or verbs"};
 }
 

@@ -33,6 +33,7 @@ inline constexpr std::size_t kMaxConnectData = 56;   ///< Private data of a conn
 inline constexpr std::size_t kMaxAcceptData = 136;   ///< Of an accept: rdma_cm's 196 less the region that travels with it.
 inline constexpr std::size_t kMaxMessage = 4096;     ///< One message.
 inline constexpr std::size_t kMaxChain = 6;          ///< Operations of one chain.
+inline constexpr std::size_t kMaxTransfer = 65536;   ///< Bytes that the reads of one chain move, and bytes that its writes do.
 inline constexpr std::size_t kMaxOutstanding = 64;   ///< Chains posted and not completed, per connection; more: EAGAIN.
 
 enum class Op : std::uint8_t { read, write, compare_swap, fetch_add };
@@ -122,7 +123,7 @@ class Fabric {
 
 struct Options {
   std::string kind = "ucx";   ///< ucx or verbs.
-  std::string device;         ///< ucx: UCX_NET_DEVICES; verbs: the RDMA device; empty: any.
+  std::string device;         ///< verbs: the RDMA device; empty: any. ucx: not used.
 };
 
 /// Error: an unknown kind, a device that is not there (ENODEV).

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "rdma/fabric/ucx_chain.h"
 #include "rdma/fabric/ucx_worker.h"
 
 namespace distfuse::fabric::ucx {
@@ -9,39 +12,30 @@ UcxConnection::~UcxConnection() {
   worker_.connections_.erase(id_);
 }
 
-Status UcxConnection::check(std::span<const Operation> chain) const {
-  if (chain.empty() || chain.size() > kMaxChain) return Error{EINVAL, "chain length"};
-  for (const auto& op : chain) {
-    const bool atomic = op.op == Op::compare_swap || op.op == Op::fetch_add;
-    const std::uint64_t length = atomic ? 8 : op.length;
-    if (op.local == nullptr || (atomic && op.offset % 8 != 0)) {
-      return Error{EINVAL, "operation's memory"};
-    }
-    if (op.offset > region_length_ || length > region_length_ - op.offset) {
-      return Error{EINVAL, "operation beyond the remote region"};
-    }
-  }
-  return {};
-}
-
 Status UcxConnection::post(std::span<const Operation> chain, std::uint64_t cookie) {
   if (state_ != State::established) return Error{ENOTCONN, "not connected"};
-  DISTFUSE_TRY(check(chain));
+  DISTFUSE_TRY(check_chain(chain, region_length_));
   if (outstanding_ >= kMaxOutstanding) return Error{EAGAIN, "too many chains outstanding"};
-  if (endpoint_ != nullptr && !endpoint_->direct()) {
-    ++outstanding_;
-    posted_.push_back(cookie);
-    endpoint_->post(chain, cookie);
-    return {};
-  }
-  if (endpoint_ == nullptr) {
-    run_chain(own_->bytes().data(), chain);
-  } else if (!endpoint_->run(chain)) {
+  if (stream_ && mapping_ == nullptr) return ask(chain, cookie);
+  if (mapping_ != nullptr && !mapping_->open()) {
     worker_.fail(*this, Error{ECONNRESET, "the peer ended the connection"});
     return Error{ENOTCONN, "the peer ended the connection"};
   }
+  run_chain(mapping_ != nullptr ? mapping_->base() : own_->bytes().data(), chain);
   ++outstanding_;
   worker_.events_.push_back({UcxWorker::Event::Kind::completed, id_, cookie});
+  return {};
+}
+
+Status UcxConnection::ask(std::span<const Operation> chain, std::uint64_t cookie) {
+  std::vector<std::byte> frame;
+  encode_request(chain, frame);
+  DISTFUSE_TRY(transmit(frame));
+  auto& asked = asked_.emplace_back();
+  std::copy(chain.begin(), chain.end(), asked.operations.begin());
+  asked.count = chain.size();
+  asked.cookie = cookie;
+  ++outstanding_;
   return {};
 }
 
@@ -51,6 +45,10 @@ Status UcxConnection::send(std::span<const std::byte> message) {
   std::vector<std::byte> frame;
   frame.reserve(kHeaderSize + message.size());
   encode(Message{message}, frame);
+  return transmit(frame);
+}
+
+Status UcxConnection::transmit(std::span<const std::byte> frame) {
   const bool waited = stream_->wants_to_write();
   auto status = stream_->send(frame);
   if (!status && status.error().code != EAGAIN) {

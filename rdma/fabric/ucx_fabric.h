@@ -7,6 +7,6 @@
 
 namespace distfuse::fabric::ucx {
 
-[[nodiscard]] Result<std::unique_ptr<Fabric>> open_ucx(const Options& options);
+[[nodiscard]] Result<std::unique_ptr<Fabric>> open_ucx();
 
 }  // namespace distfuse::fabric::ucx

@@ -16,8 +16,9 @@ namespace distfuse::fabric::ucx {
 
 namespace {
 
-constexpr std::size_t kInputSize = 64 * 1024;  // More than ten of the largest frames.
-static_assert(kInputSize > 2 * (kHeaderSize + kMaxBody));
+// The first is enough for all but large chains; the second for two frames of the largest kind.
+constexpr std::size_t kSmallInput = 16 * 1024;
+constexpr std::size_t kLargeInput = 2 * (kHeaderSize + kMaxBody);
 
 Error system_error(std::string what) {
   const int code = errno;
@@ -88,9 +89,11 @@ Fd::~Fd() {
 }
 
 Status Stream::send(std::span<const std::byte> frame) {
-  if (out_.size() - out_start_ + frame.size() > kMaxQueued) {
-    return Error{EAGAIN, "send queue is full"};
-  }
+  if (queued() + frame.size() > kMaxQueued) return Error{EAGAIN, "send queue is full"};
+  return send_always(frame);
+}
+
+Status Stream::send_always(std::span<const std::byte> frame) {
   out_.insert(out_.end(), frame.begin(), frame.end());
   return flush();
 }
@@ -119,13 +122,16 @@ std::span<const std::byte> Stream::input() const {
 }
 
 Status Stream::receive() {
-  if (in_.empty()) in_.resize(kInputSize);
+  if (in_.empty()) in_.resize(kSmallInput);
   if (in_start_ > 0) {
     std::memmove(in_.data(), in_.data() + in_start_, in_end_ - in_start_);
     in_end_ -= in_start_;
     in_start_ = 0;
   }
-  if (in_end_ == in_.size()) return {};
+  if (in_end_ == in_.size()) {
+    if (in_.size() >= kLargeInput) return {};
+    in_.resize(kLargeInput);
+  }
   ssize_t n = 0;
   do {
     n = ::recv(fd_.get(), in_.data() + in_end_, in_.size() - in_end_, MSG_DONTWAIT);

@@ -37,6 +37,9 @@ class Stream {
   [[nodiscard]] int fd() const { return fd_.get(); }
   /// EAGAIN: the queue is full, nothing was taken. Else taken whole; ECONNRESET and the like: the peer is gone.
   [[nodiscard]] Status send(std::span<const std::byte> frame);
+  /// Without the bound: for answers, where the sender stops reading when queued() is past it.
+  [[nodiscard]] Status send_always(std::span<const std::byte> frame);
+  [[nodiscard]] std::size_t queued() const { return out_.size() - out_start_; }
   [[nodiscard]] Status flush();
   [[nodiscard]] bool wants_to_write() const { return !out_.empty(); }
   /// Reads what is there, up to a bound. ECONNRESET: the end.

@@ -97,20 +97,43 @@ Result<Frame> decode_accept(Reader in) {
   Accept accept;
   const auto shared = in.get<std::uint8_t>();
   accept.shared = shared != 0;
-  accept.region_address = in.get<std::uint64_t>();
   accept.region_length = in.get<std::uint64_t>();
+  accept.region_address = in.get<std::uint64_t>();
   accept.gate_address = in.get<std::uint64_t>();
   accept.worker = in.sized(kMaxWorkerAddress);
   accept.rkey = in.sized(kMaxRkey);
   accept.data = in.sized(kMaxAcceptData);
   if (!in.finished() || shared > 1) return malformed("accept");
-  if (accept.region_length != 0 &&
-      (accept.worker.empty() || accept.rkey.empty() || accept.region_address % 8 != 0 ||
-       accept.gate_address % 8 != 0 || accept.gate_address == 0 ||
-       accept.region_address + accept.region_length < accept.region_address)) {
+  if (accept.shared && (accept.region_length == 0 || accept.worker.empty() || accept.rkey.empty() ||
+                        accept.region_address % 8 != 0 || accept.gate_address % 8 != 0 ||
+                        accept.region_address + accept.region_length < accept.region_address)) {
     return malformed("accept: region");
   }
   return Frame{std::move(accept)};
+}
+
+Result<Frame> decode_request(Reader in) {
+  ChainRequest request;
+  request.count = in.get<std::uint8_t>();
+  if (request.count == 0 || request.count > kMaxChain) return malformed("chain: length");
+  std::size_t written = 0;
+  std::size_t read = 0;
+  for (std::size_t i = 0; i < request.count; ++i) {
+    auto& op = request.operations[i];
+    const auto kind = in.get<std::uint8_t>();
+    if (kind > static_cast<std::uint8_t>(Op::fetch_add)) return malformed("chain: operation");
+    op.op = static_cast<Op>(kind);
+    op.offset = in.get<std::uint64_t>();
+    op.length = in.get<std::uint32_t>();
+    op.operand = in.get<std::uint64_t>();
+    op.expected = in.get<std::uint64_t>();
+    if (op.op == Op::write) written += op.length;
+    if (op.op == Op::read) read += op.length;
+  }
+  if (written > kMaxTransfer || read > kMaxTransfer) return malformed("chain: moves too much");
+  request.data = in.take(written);
+  if (!in.finished()) return malformed("chain");
+  return Frame{request};
 }
 
 }  // namespace
@@ -121,7 +144,7 @@ Result<Decoded> decode(std::span<const std::byte> input) {
   const std::size_t length = header.get<std::uint32_t>();
   const auto type = static_cast<FrameType>(header.get<std::uint16_t>());
   if (header.get<std::uint16_t>() != 0) return malformed("frame header");
-  if (type < FrameType::hello || type > FrameType::message) return malformed("frame type");
+  if (type < FrameType::hello || type > FrameType::results) return malformed("frame type");
   if (length > kMaxBody) return malformed("frame: too long");
   // Refused before it has arrived, so that a stranger cannot make us wait for it.
   if (type == FrameType::message && length > kMaxMessage) return malformed("message: too long");
@@ -130,6 +153,8 @@ Result<Decoded> decode(std::span<const std::byte> input) {
   Result<Frame> frame = Frame{Message{body}};
   if (type == FrameType::hello) frame = decode_hello(Reader(body));
   if (type == FrameType::accept) frame = decode_accept(Reader(body));
+  if (type == FrameType::chain) frame = decode_request(Reader(body));
+  if (type == FrameType::results) frame = Frame{ChainResults{body}};
   if (type == FrameType::reject) {
     if (length > kMaxReason) return malformed("reject");
     frame = Frame{Reject{std::string(reinterpret_cast<const char*>(body.data()), length)}};
@@ -151,8 +176,8 @@ void encode(const Accept& accept, std::vector<std::byte>& out) {
   writer.put(kMagic);
   writer.put(kVersion);
   writer.put(static_cast<std::uint8_t>(accept.shared));
-  writer.put(accept.region_address);
   writer.put(accept.region_length);
+  writer.put(accept.region_address);
   writer.put(accept.gate_address);
   writer.sized(accept.worker);
   writer.sized(accept.rkey);
@@ -168,6 +193,38 @@ void encode(const Reject& reject, std::vector<std::byte>& out) {
 void encode(const Message& message, std::vector<std::byte>& out) {
   Writer writer(out, FrameType::message);
   writer.raw(message.bytes);
+}
+
+void encode_request(std::span<const Operation> chain, std::vector<std::byte>& out) {
+  Writer writer(out, FrameType::chain);
+  writer.put(static_cast<std::uint8_t>(chain.size()));
+  for (const auto& op : chain) {
+    writer.put(static_cast<std::uint8_t>(op.op));
+    writer.put(op.offset);
+    writer.put(op.length);
+    writer.put(op.operand);
+    writer.put(op.expected);
+  }
+  for (const auto& op : chain) {
+    if (op.op == Op::write) writer.raw({op.local, op.length});
+  }
+}
+
+std::byte* begin_results(std::size_t size, std::vector<std::byte>& out) {
+  {
+    Writer writer(out, FrameType::results);
+    out.resize(out.size() + size);
+  }
+  return out.data() + out.size() - size;
+}
+
+std::size_t result_size(std::span<const Operation> chain) {
+  std::size_t size = 0;
+  for (const auto& op : chain) {
+    if (op.op == Op::read) size += op.length;
+    if (op.op == Op::compare_swap || op.op == Op::fetch_add) size += 8;
+  }
+  return size;
 }
 
 }  // namespace distfuse::fabric::ucx

@@ -9,14 +9,14 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <thread>
+
+#include "rdma/fabric/ucx_chain.h"
 
 namespace distfuse::fabric::ucx {
 
 namespace {
 
 constexpr std::uint64_t kWakeId = 1;
-constexpr std::uint64_t kUcpId = 2;
 constexpr std::uint64_t kListenerId = 3;
 
 // Strangers: who connects has this long for a Hello, and so many may be at it at once. The rest waits in the kernel's backlog.
@@ -24,7 +24,6 @@ constexpr std::chrono::seconds kHelloTime{5};
 constexpr std::size_t kMaxCallers = 256;
 // Completions of direct chains are delivered this many times before sockets are looked at again: a system call in 64.
 constexpr unsigned kPollEvery = 64;
-constexpr std::chrono::milliseconds kReapEvery{10};
 // Frames of one connection that are served before the others have their turn.
 constexpr int kFramesPerTurn = 64;
 
@@ -78,42 +77,18 @@ Status UcxWorker::open() {
   return {};
 }
 
-Result<UcpWorker*> UcxWorker::shared_ucp() {
-  if (shared_ != nullptr) return shared_.get();
-  if (context_->shared() == nullptr) return Error{ENODEV, "UCX_TLS has no shared memory"};
-  auto worker = UcpWorker::create(context_->shared());
+Result<UcpWorker*> UcxWorker::ucp() {
+  if (ucp_ != nullptr) return ucp_.get();
+  if (context_->handle() == nullptr) return Error{ENODEV, "UCX_TLS has no shared memory"};
+  auto worker = UcpWorker::create(context_->handle());
   if (!worker) return worker.error();
-  shared_ = std::move(*worker);
-  return shared_.get();
-}
-
-Result<UcpWorker*> UcxWorker::network_ucp() {
-  if (network_ != nullptr) return network_.get();
-  if (context_->network() == nullptr) return Error{ENODEV, "UCX_TLS has no network transport"};
-  auto worker = UcpWorker::create(context_->network());
-  if (!worker) return worker.error();
-  int fd = -1;
-  const auto status = ucp_worker_get_efd((*worker)->handle(), &fd);
-  if (status != UCS_OK) return ucx_failure("UCX event descriptor", status);
-  epoll_event event{};
-  // Level-triggered: arming empties it, and what came since progress() must end the wait.
-  event.events = EPOLLIN;
-  event.data.u64 = kUcpId;
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return system_error("epoll");
-  network_ = std::move(*worker);
-  return network_.get();
+  ucp_ = std::move(*worker);
+  return ucp_.get();
 }
 
 UcxWorker::~UcxWorker() {
   self_.reset();
   if (!connections_.empty()) std::abort();  // They point to us: the owner destroys them first.
-  callers_.clear();
-  // Endpoints that are being closed: local memory must stay until UCX lets go of it. A second, then UCX is told to tear down.
-  const auto until = Clock::now() + std::chrono::seconds(1);
-  for (; !closing_.empty() && Clock::now() < until; reap()) {
-    std::this_thread::yield();
-  }
-  closing_.clear();
 }
 
 Result<std::span<std::byte>> UcxWorker::allocate(std::size_t length) {
@@ -150,6 +125,9 @@ void UcxWorker::update_watch(std::uint64_t id, const Stream& stream) {
   epoll_event event{};
   event.events = EPOLLIN;
   if (stream.wants_to_write()) event.events |= EPOLLOUT;
+  if (const auto* connection = find(id); connection != nullptr && connection->paused_) {
+    event.events = EPOLLOUT;
+  }
   event.data.u64 = id;
   (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, stream.fd(), &event);
 }
@@ -215,24 +193,24 @@ Result<std::unique_ptr<Connection>> UcxWorker::accept(std::unique_ptr<ConnectReq
   return std::unique_ptr<Connection>(std::move(connection));
 }
 
-/// What the caller needs to reach the region, and its gate.
+/// How the caller reaches the region: by mapping it, through an open gate, or by asking us.
 Status UcxWorker::expose(UcxConnection& connection, const Caller& caller, Region& region,
                          Accept& answer) {
   const auto& memory = dynamic_cast<UcxRegion&>(region).memory();
-  answer.shared = caller.host != HostId{} && caller.host == context_->host();
-  auto ucp = answer.shared ? shared_ucp() : network_ucp();
-  if (!ucp) return ucp.error();
-  auto* gate = memory->open_gate();
-  if (gate == nullptr) {
+  connection.own_ = memory;
+  answer.region_length = memory->bytes().size();
+  if (caller.host == HostId{} || caller.host != context_->host()) return {};
+  auto worker = ucp();
+  if (!worker) return worker.error();
+  connection.gate_ = memory->open_gate();
+  if (connection.gate_ == nullptr) {
     return Error{EMFILE, "the region has " + std::to_string(Memory::kGates) + " connections"};
   }
-  connection.gate_ = gate;
-  connection.own_ = memory;
+  answer.shared = true;
   answer.region_address = reinterpret_cast<std::uintptr_t>(memory->bytes().data());
-  answer.region_length = memory->bytes().size();
-  answer.gate_address = reinterpret_cast<std::uintptr_t>(gate);
-  answer.worker = (*ucp)->address();
-  answer.rkey = memory->rkey(answer.shared);
+  answer.gate_address = reinterpret_cast<std::uintptr_t>(connection.gate_);
+  answer.worker = (*worker)->address();
+  answer.rkey = memory->rkey();
   return {};
 }
 
@@ -257,8 +235,6 @@ UcxConnection* UcxWorker::find(std::uint64_t id) {
 
 bool UcxWorker::progress() {
   bool worked = deliver();
-  if (network_ != nullptr) worked |= ucp_worker_progress(network_->handle()) != 0;
-  if (!closing_.empty()) reap();
   if (worked && ++skipped_polls_ < kPollEvery) return true;
   skipped_polls_ = 0;
   worked |= poll(0);
@@ -295,20 +271,16 @@ bool UcxWorker::poll(int timeout_ms) {
   epoll_event events[64];
   const int n = epoll_wait(epoll_.get(), events, 64, timeout_ms);
   for (int i = 0; i < n; ++i) {
-    const auto& event = events[i];
-    if (event.data.u64 != kUcpId) ready_.emplace_back(event.data.u64, event.events);
+    const auto event = events[i];  // The fields of the original are packed.
+    ready_.emplace_back(std::uint64_t{event.data.u64}, std::uint32_t{event.events});
   }
   return !ready_.empty();
 }
 
 void UcxWorker::wait(std::chrono::milliseconds timeout) {
   if (!events_.empty() || !ready_.empty()) return;
-  // Armed means: whatever happens from now on makes the descriptor ready. Busy: something has happened.
-  if (network_ != nullptr && ucp_worker_arm(network_->handle()) != UCS_OK) return;
   using std::chrono::milliseconds;
   auto left = timeout;
-  // UCX says nothing when an endpoint of shared memory is closed at last.
-  if (!closing_.empty()) left = left.count() < 0 ? kReapEvery : std::min(left, kReapEvery);
   if (const auto deadline = next_deadline()) {
     const auto until =
         std::max(milliseconds(0), std::chrono::ceil<milliseconds>(*deadline - Clock::now()));
@@ -404,9 +376,13 @@ void UcxWorker::serve_connection(std::uint64_t id, std::uint32_t events) {
     if (auto status = connection->stream_->flush(); !status) {
       return fail(*connection, status.error());
     }
-    if (!connection->stream_->wants_to_write()) update_watch(id, *connection->stream_);
+    if (!connection->stream_->wants_to_write()) {
+      connection->paused_ = false;
+      update_watch(id, *connection->stream_);
+      if (!read_frames(id)) return;
+    }
   }
-  if ((events & ~static_cast<std::uint32_t>(EPOLLOUT)) == 0) return;
+  if ((events & ~static_cast<std::uint32_t>(EPOLLOUT)) == 0 || connection->paused_) return;
   const auto received = connection->stream_->receive();
   // What came before the end still counts.
   if (!read_frames(id)) return;
@@ -436,7 +412,7 @@ bool UcxWorker::read_frames(std::uint64_t id) {
       fail(*connection, decoded.error());
       return false;
     }
-    if (decoded->consumed == 0) return true;
+    if (decoded->consumed == 0 || connection->paused_) return true;
     const bool greeting = connection->state_ == UcxConnection::State::greeting;
     if (const auto* accept = std::get_if<Accept>(&decoded->frame); accept != nullptr && greeting) {
       connection->stream_->consume(decoded->consumed);
@@ -454,6 +430,20 @@ bool UcxWorker::read_frames(std::uint64_t id) {
       // The bytes stay where they are until the next receive().
       connection->stream_->consume(decoded->consumed);
       handler_.on_message(*connection, message->bytes);
+    } else if (const auto* request = std::get_if<ChainRequest>(&decoded->frame);
+               request != nullptr && !greeting) {
+      connection->stream_->consume(decoded->consumed);
+      if (auto status = on_request(*connection, *request); !status) {
+        fail(*connection, status.error());
+        return false;
+      }
+    } else if (const auto* results = std::get_if<ChainResults>(&decoded->frame);
+               results != nullptr && !greeting) {
+      connection->stream_->consume(decoded->consumed);
+      if (auto status = on_results(*connection, results->bytes); !status) {
+        fail(*connection, status.error());
+        return false;
+      }
     } else {
       fail(*connection, Error{EPROTO, "malformed: a frame out of place"});
       return false;
@@ -461,30 +451,38 @@ bool UcxWorker::read_frames(std::uint64_t id) {
   }
 }
 
-Result<std::unique_ptr<Endpoint>> UcxWorker::reach(std::uint64_t id, const Accept& accept) {
-  auto ucp = accept.shared ? shared_ucp() : network_ucp();
-  if (!ucp) return ucp.error();
-  if (accept.shared) return Endpoint::map((*ucp)->handle(), accept);
-  return Endpoint::connect((*ucp)->handle(), accept,
-                           [this, id](std::uint64_t cookie) {
-                             events_.push_back({Event::Kind::completed, id, cookie});
-                             if (auto* owner = find(id))
-                               owner->posted_.erase(owner->posted_.begin());
-                           },
-                           [this, id](Error error) {
-                             if (auto* owner = find(id)) fail(*owner, std::move(error));
-                           });
-}
-
 Status UcxWorker::on_accept(UcxConnection& connection, const Accept& accept) {
-  if (accept.region_length != 0) {
-    auto endpoint = reach(connection.id_, accept);
-    if (!endpoint) return endpoint.error();
-    connection.endpoint_ = std::move(*endpoint);
-    connection.region_length_ = accept.region_length;
+  if (accept.shared) {
+    auto worker = ucp();
+    if (!worker) return worker.error();
+    auto mapping = Mapping::create(**worker, accept);
+    if (!mapping) return mapping.error();
+    connection.mapping_ = std::move(*mapping);
   }
+  connection.region_length_ = accept.region_length;
   connection.state_ = UcxConnection::State::established;
   --waiting_;
+  return {};
+}
+
+/// A chain of a peer that cannot map our region: our CPU runs it, with the atomics that mapping peers use too.
+Status UcxWorker::on_request(UcxConnection& connection, const ChainRequest& request) {
+  if (connection.own_ == nullptr) return Error{EPROTO, "a chain where no region is exposed"};
+  std::vector<std::byte> reply;
+  DISTFUSE_TRY(serve_chain(connection.own_->bytes(), request, reply));
+  DISTFUSE_TRY(connection.stream_->send_always(reply));
+  // Answers that it does not take hold up its next requests, so one answer more than the queue's bound is the most.
+  connection.paused_ = connection.stream_->queued() > Stream::kMaxQueued;
+  if (connection.stream_->wants_to_write()) update_watch(connection.id_, *connection.stream_);
+  return {};
+}
+
+Status UcxWorker::on_results(UcxConnection& connection, std::span<const std::byte> results) {
+  if (connection.asked_.empty()) return Error{EPROTO, "results of no chain"};
+  const auto& asked = connection.asked_.front();
+  DISTFUSE_TRY(store_results({asked.operations.data(), asked.count}, results));
+  events_.push_back({Event::Kind::completed, connection.id_, asked.cookie});
+  connection.asked_.pop_front();
   return {};
 }
 
@@ -496,10 +494,10 @@ void UcxWorker::fail(UcxConnection& connection, Error reason) {
   connection.state_ = State::ended;
   spdlog::info("fabric: connection with {} ended: {}", connection.peer_, reason.message);
   connection.reason_ = std::move(reason);
-  for (const auto cookie : connection.posted_) {
-    events_.push_back({Event::Kind::failed, connection.id_, cookie});
+  for (const auto& asked : connection.asked_) {
+    events_.push_back({Event::Kind::failed, connection.id_, asked.cookie});
   }
-  connection.posted_.clear();
+  connection.asked_.clear();
   events_.push_back({Event::Kind::ended, connection.id_, 0});
   forget(connection);
 }
@@ -509,20 +507,7 @@ void UcxWorker::forget(UcxConnection& connection) {
   if (connection.gate_ != nullptr) connection.own_->close_gate(connection.gate_);
   connection.gate_ = nullptr;
   connection.stream_.reset();
-  if (connection.endpoint_ != nullptr) retire(std::move(connection.endpoint_));
-}
-
-void UcxWorker::retire(std::unique_ptr<Endpoint> endpoint) {
-  endpoint->close();
-  closing_.push_back(std::move(endpoint));
-}
-
-void UcxWorker::reap() {
-  if (closing_.empty()) return;
-  for (const auto* ucp : {shared_.get(), network_.get()}) {
-    if (ucp != nullptr) (void)ucp_worker_progress(ucp->handle());
-  }
-  std::erase_if(closing_, [](const auto& endpoint) { return endpoint->closed(); });
+  connection.mapping_.reset();
 }
 
 void UcxWorker::expire() {

@@ -2,8 +2,7 @@
 // The `ucx` fabric's worker. See ucx_fabric.cc for the protocol.
 #pragma once
 
-#include <ucp/api/ucp.h>
-
+#include <array>
 #include <chrono>
 #include <deque>
 #include <map>
@@ -15,8 +14,7 @@
 #include <vector>
 
 #include "rdma/fabric/fabric.h"
-#include "rdma/fabric/ucx_context.h"
-#include "rdma/fabric/ucx_endpoint.h"
+#include "rdma/fabric/ucx_memory.h"
 #include "rdma/fabric/ucx_stream.h"
 #include "rdma/fabric/ucx_wire.h"
 
@@ -36,7 +34,8 @@ class UcxConnection : public Connection {
  private:
   friend class UcxWorker;
   UcxConnection(UcxWorker& worker, std::uint64_t id) : worker_(worker), id_(id) {}
-  Status check(std::span<const Operation> chain) const;
+  Status ask(std::span<const Operation> chain, std::uint64_t cookie);
+  Status transmit(std::span<const std::byte> frame);
 
   enum class State { connecting, greeting, established, ended };
 
@@ -45,15 +44,21 @@ class UcxConnection : public Connection {
   State state_ = State::established;
   std::optional<Stream> stream_;  // None: loopback.
   std::string peer_;
-  std::vector<std::byte> hello_;       // connecting: to be sent.
-  Clock::time_point deadline_{};       // connecting, greeting.
-  std::vector<std::uint64_t> posted_;  // Cookies of chains that UCP runs, in order.
-  std::size_t outstanding_ = 0;        // With completions that were not delivered yet.
-  Error reason_{0, {}};                // ended.
-  std::unique_ptr<Endpoint> endpoint_;
+  std::vector<std::byte> hello_;  // connecting: to be sent.
+  Clock::time_point deadline_{};  // connecting, greeting.
+  struct Asked {
+    std::array<Operation, kMaxChain> operations;
+    std::size_t count;
+    std::uint64_t cookie;
+  };
+  std::deque<Asked> asked_;      // ChainRequests whose results have not come, ≤ kMaxOutstanding.
+  std::size_t outstanding_ = 0;  // Chains whose completions were not delivered yet.
+  Error reason_{0, {}};          // ended.
+  std::unique_ptr<Mapping> mapping_;
   std::uint64_t region_length_ = 0;
   std::shared_ptr<Memory> own_;  // Exposed to the peer, or (loopback) used by ourselves.
   std::uint64_t* gate_ = nullptr;
+  bool paused_ = false;  // Its requests wait until it has taken the answers that it has.
 };
 
 class UcxWorker : public Worker {
@@ -97,10 +102,8 @@ class UcxWorker : public Worker {
   UcxWorker(std::shared_ptr<Context> context, Handler& handler)
       : context_(std::move(context)), handler_(handler) {}
   Status open();
-  Result<UcpWorker*> shared_ucp();
-  Result<UcpWorker*> network_ucp();
+  Result<UcpWorker*> ucp();
   Status expose(UcxConnection& connection, const Caller& caller, Region& region, Accept& answer);
-  Result<std::unique_ptr<Endpoint>> reach(std::uint64_t id, const Accept& accept);
   UcxConnection* find(std::uint64_t id);
   std::uint64_t watch(int fd, std::uint32_t events);
   void update_watch(std::uint64_t id, const Stream& stream);
@@ -114,19 +117,18 @@ class UcxWorker : public Worker {
   void serve_connection(std::uint64_t id, std::uint32_t events);
   Status finish_connect(UcxConnection& connection);
   bool read_frames(std::uint64_t id);
+  Status on_request(UcxConnection& connection, const ChainRequest& request);
+  Status on_results(UcxConnection& connection, std::span<const std::byte> results);
   Status on_accept(UcxConnection& connection, const Accept& accept);
   void fail(UcxConnection& connection, Error reason);
   void forget(UcxConnection& connection);
-  void retire(std::unique_ptr<Endpoint> endpoint);
-  void reap();
   void expire();
   [[nodiscard]] std::optional<Clock::time_point> next_deadline() const;
 
   std::shared_ptr<Context> context_;
   Handler& handler_;
-  std::unique_ptr<UcpWorker> shared_;  // Made with the first peer of this machine; only maps.
   std::unique_ptr<UcpWorker>
-      network_;  // Made with the first peer elsewhere; then progressed always.
+      ucp_;  // Made with the first peer of this machine; it only maps, nothing is sent over it.
   Fd epoll_;
   Fd wake_;
   Fd listener_;
@@ -138,7 +140,6 @@ class UcxWorker : public Worker {
   std::unordered_map<std::uint64_t, UcxConnection*> connections_;
   std::map<std::uint64_t, Caller> callers_;
   std::size_t waiting_ = 0;  // Connections with a deadline.
-  std::vector<std::unique_ptr<Endpoint>> closing_;
   std::vector<std::unique_ptr<std::byte[], void (*)(std::byte*)>> buffers_;
   std::shared_ptr<UcxWorker*> self_;  // For requests that outlive us.
 };

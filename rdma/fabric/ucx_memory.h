@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The process's UCP context and the memory that peers may reach through it.
+// Memory that processes of one machine share through UCX: this process's regions, and its mappings of peers' regions.
 #pragma once
 
 #include <ucp/api/ucp.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -18,23 +19,21 @@ namespace distfuse::fabric::ucx {
 
 [[nodiscard]] Error ucx_failure(const std::string& what, ucs_status_t status);
 
+/// UCP for shared memory: it hands out memory that peers of this machine can map, and maps theirs.
 class Context {
  public:
-  static Result<std::shared_ptr<Context>> create(const Options& options);
+  static Result<std::shared_ptr<Context>> create();
   Context() = default;
   ~Context();
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
-  /// Shared memory only, so that no worker of it opens a port; null: UCX_TLS has none of it.
-  [[nodiscard]] ucp_context_h shared() const { return shared_; }
-  /// The other transports; null: UCX_TLS has none of them.
-  [[nodiscard]] ucp_context_h network() const { return network_; }
+  /// Null: UCX_TLS has no shared memory in it.
+  [[nodiscard]] ucp_context_h handle() const { return handle_; }
   [[nodiscard]] const HostId& host() const { return host_; }
 
  private:
-  ucp_context_h shared_ = nullptr;
-  ucp_context_h network_ = nullptr;
+  ucp_context_h handle_ = nullptr;
   HostId host_{};
 };
 
@@ -70,9 +69,8 @@ class Memory {
   Memory& operator=(const Memory&) = delete;
 
   [[nodiscard]] std::span<std::byte> bytes() const { return {base_, length_}; }
-  [[nodiscard]] const std::vector<std::byte>& rkey(bool shared) const {
-    return shared ? shared_rkey_ : network_rkey_;
-  }
+  /// Empty: the memory cannot be mapped.
+  [[nodiscard]] const std::vector<std::byte>& rkey() const { return rkey_; }
   /// Opens a gate; null: none is free. Any thread.
   [[nodiscard]] std::uint64_t* open_gate();
   void close_gate(std::uint64_t* gate);
@@ -85,11 +83,9 @@ class Memory {
 
   std::shared_ptr<Context> context_;
   std::size_t length_;
-  ucp_mem_h shared_ = nullptr;
-  ucp_mem_h network_ = nullptr;
+  ucp_mem_h handle_ = nullptr;  // Null: of this process alone.
   std::byte* base_ = nullptr;
-  std::vector<std::byte> shared_rkey_;
-  std::vector<std::byte> network_rkey_;
+  std::vector<std::byte> rkey_;
   std::mutex mu_;
   std::vector<std::uint64_t*> free_gates_;  // protected by mu_
 };
@@ -102,6 +98,31 @@ class UcxRegion : public Region {
 
  private:
   std::shared_ptr<Memory> memory_;
+};
+
+/// A peer's region in our address space, until it is destroyed.
+class Mapping {
+ public:
+  static Result<std::unique_ptr<Mapping>> create(UcpWorker& worker, const Accept& peer);
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  [[nodiscard]] std::byte* base() const { return base_; }
+  /// Whether the peer still lets us in.
+  [[nodiscard]] bool open() const {
+    return std::atomic_ref(*gate_).load(std::memory_order_acquire) == 1;
+  }
+
+ private:
+  explicit Mapping(ucp_worker_h worker) : worker_(worker) {}
+  Status map(const Accept& peer);
+
+  ucp_worker_h worker_;
+  ucp_ep_h ep_ = nullptr;
+  ucp_rkey_h rkey_ = nullptr;
+  std::byte* base_ = nullptr;
+  std::uint64_t* gate_ = nullptr;
 };
 
 }  // namespace distfuse::fabric::ucx

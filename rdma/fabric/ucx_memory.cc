@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "rdma/fabric/ucx_context.h"
+#include "rdma/fabric/ucx_memory.h"
 
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
@@ -90,42 +90,21 @@ std::string shared_transports() {
   return found;
 }
 
-using Settings = std::vector<std::pair<std::string, std::string>>;
-
-Result<ucp_context_h> make_context(const Settings& settings, std::uint64_t features) {
+Result<ucp_context_h> make_context(const std::string& transports) {
   ucp_config_t* config = nullptr;
   auto status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return ucx_failure("UCX configuration", status);
   const std::unique_ptr<ucp_config_t, void (*)(ucp_config_t*)> owner(config, ucp_config_release);
-  std::string told;
-  for (const auto& [key, value] : settings) {
-    status = ucp_config_modify(config, key.c_str(), value.c_str());
-    if (status != UCS_OK) return ucx_failure("UCX refuses " + key + "=" + value, status);
-    told += " " + key + "=" + value;
-  }
-  // The CPU's atomics everywhere: shared memory, emulation and the loopback then agree on one word.
-  status = ucp_config_modify(config, "ATOMIC_MODE", "cpu");
-  if (status != UCS_OK) return ucx_failure("UCX refuses ATOMIC_MODE", status);
+  status = ucp_config_modify(config, "TLS", transports.c_str());
+  if (status != UCS_OK) return ucx_failure("UCX refuses TLS=" + transports, status);
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED;
-  params.features = features;
+  params.features = UCP_FEATURE_RMA;
   params.mt_workers_shared = 1;
   ucp_context_h handle = nullptr;
   status = ucp_init(&params, config, &handle);
-  if (status != UCS_OK) return ucx_failure("UCX finds no transport with" + told, status);
+  if (status != UCS_OK) return ucx_failure("UCX finds none of " + transports, status);
   return handle;
-}
-
-Status pack(ucp_context_h context, ucp_mem_h memory, std::vector<std::byte>& key) {
-  void* packed = nullptr;
-  std::size_t length = 0;
-  const auto status = ucp_rkey_pack(context, memory, &packed, &length);
-  if (status != UCS_OK) return ucx_failure("memory key", status);
-  const auto* first = static_cast<const std::byte*>(packed);
-  key.assign(first, first + length);
-  ucp_rkey_buffer_release(packed);
-  if (length > kMaxRkey) return Error{EIO, "UCX's memory key is longer than the protocol's"};
-  return {};
 }
 
 }  // namespace
@@ -139,29 +118,20 @@ Error ucx_failure(const std::string& what, ucs_status_t status) {
   return Error{code, what + ": " + ucs_status_string(status)};
 }
 
-Result<std::shared_ptr<Context>> Context::create(const Options& options) {
+Result<std::shared_ptr<Context>> Context::create() {
   settle_process();
   auto context = std::make_shared<Context>();
   const auto transports = shared_transports();
-  if (!transports.empty()) {
-    auto shared = make_context({{"TLS", transports}}, UCP_FEATURE_RMA);
-    if (!shared) return shared.error();
-    context->shared_ = *shared;
-    context->host_ = read_host();
-  }
-  Settings settings;
-  if (!options.device.empty()) settings.emplace_back("NET_DEVICES", options.device);
-  if (std::getenv("UCX_TLS") == nullptr) settings.emplace_back("TLS", "^posix,sysv");
-  auto network = make_context(settings, UCP_FEATURE_RMA | UCP_FEATURE_AMO64 | UCP_FEATURE_WAKEUP);
-  // With nothing but shared memory, peers elsewhere are refused one by one.
-  if (!network && context->shared_ == nullptr) return network.error();
-  if (network) context->network_ = *network;
+  if (transports.empty()) return context;
+  auto handle = make_context(transports);
+  if (!handle) return handle.error();
+  context->handle_ = *handle;
+  context->host_ = read_host();
   return context;
 }
 
 Context::~Context() {
-  if (network_ != nullptr) ucp_cleanup(network_);
-  if (shared_ != nullptr) ucp_cleanup(shared_);
+  if (handle_ != nullptr) ucp_cleanup(handle_);
 }
 
 Result<std::unique_ptr<UcpWorker>> UcpWorker::create(ucp_context_h context) {
@@ -203,45 +173,46 @@ Status Memory::map() {
   return {};
 }
 
-/// From shared memory, and then registered with the network's transports; without the one, from the other.
 Status Memory::allocate(std::size_t total) {
+  if (context_->handle() == nullptr) {
+    base_ = static_cast<std::byte*>(std::aligned_alloc(4096, (total + 4095) & ~std::size_t{4095}));
+    if (base_ == nullptr) return Error{ENOMEM, "no memory for a region"};
+    return {};
+  }
   ucp_mem_map_params_t params{};
   params.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
   params.length = total;
   params.flags = UCP_MEM_MAP_ALLOCATE;
-  const bool share = context_->shared() != nullptr;
-  const auto first = share ? context_->shared() : context_->network();
-  auto& handle = share ? shared_ : network_;
-  auto status = ucp_mem_map(first, &params, &handle);
+  auto status = ucp_mem_map(context_->handle(), &params, &handle_);
   if (status != UCS_OK) {
-    handle = nullptr;
+    handle_ = nullptr;
     return ucx_failure("a region of " + std::to_string(length_) + " bytes", status);
   }
   ucp_mem_attr_t attributes{};
   attributes.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
-  status = ucp_mem_query(handle, &attributes);
+  status = ucp_mem_query(handle_, &attributes);
   if (status != UCS_OK) return ucx_failure("memory query", status);
   base_ = static_cast<std::byte*>(attributes.address);
   if (reinterpret_cast<std::uintptr_t>(base_) % 4096 != 0) {
     return Error{ENOMEM, "UCX handed out unaligned memory"};
   }
-  if (share && context_->network() != nullptr) {
-    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_ADDRESS;
-    params.address = base_;
-    status = ucp_mem_map(context_->network(), &params, &network_);
-    if (status != UCS_OK) {
-      network_ = nullptr;
-      return ucx_failure("registering a region", status);
-    }
-  }
-  if (shared_ != nullptr) DISTFUSE_TRY(pack(context_->shared(), shared_, shared_rkey_));
-  if (network_ != nullptr) DISTFUSE_TRY(pack(context_->network(), network_, network_rkey_));
+  void* packed = nullptr;
+  std::size_t length = 0;
+  status = ucp_rkey_pack(context_->handle(), handle_, &packed, &length);
+  if (status != UCS_OK) return ucx_failure("memory key", status);
+  const auto* first = static_cast<const std::byte*>(packed);
+  rkey_.assign(first, first + length);
+  ucp_rkey_buffer_release(packed);
+  if (length > kMaxRkey) return Error{EIO, "UCX's memory key is longer than the protocol's"};
   return {};
 }
 
 Memory::~Memory() {
-  if (network_ != nullptr) (void)ucp_mem_unmap(context_->network(), network_);
-  if (shared_ != nullptr) (void)ucp_mem_unmap(context_->shared(), shared_);
+  if (handle_ != nullptr) {
+    (void)ucp_mem_unmap(context_->handle(), handle_);
+  } else {
+    std::free(base_);
+  }
 }
 
 std::uint64_t* Memory::open_gate() {
@@ -258,6 +229,51 @@ void Memory::close_gate(std::uint64_t* gate) {
   std::atomic_ref(*gate).store(0);
   // To the front of the line it goes last: a slow peer must not find its old gate open for another soon.
   free_gates_.insert(free_gates_.begin(), gate);
+}
+
+Result<std::unique_ptr<Mapping>> Mapping::create(UcpWorker& worker, const Accept& peer) {
+  std::unique_ptr<Mapping> mapping(new Mapping(worker.handle()));
+  DISTFUSE_TRY(mapping->map(peer));
+  return mapping;
+}
+
+Status Mapping::map(const Accept& peer) {
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS;
+  params.address = reinterpret_cast<const ucp_address_t*>(peer.worker.data());
+  auto status = ucp_ep_create(worker_, &params, &ep_);
+  if (status != UCS_OK) {
+    ep_ = nullptr;
+    return ucx_failure("endpoint", status);
+  }
+  status = ucp_ep_rkey_unpack(ep_, peer.rkey.data(), &rkey_);
+  if (status != UCS_OK) {
+    rkey_ = nullptr;
+    return ucx_failure("memory key", status);
+  }
+  void* base = nullptr;
+  void* gate = nullptr;
+  status = ucp_rkey_ptr(rkey_, peer.region_address, &base);
+  if (status == UCS_OK) status = ucp_rkey_ptr(rkey_, peer.gate_address, &gate);
+  if (status != UCS_OK) {
+    return ucx_failure("cannot map the peer's region (UCX_TLS=tcp does without)", status);
+  }
+  base_ = static_cast<std::byte*>(base);
+  gate_ = static_cast<std::uint64_t*>(gate);
+  return {};
+}
+
+Mapping::~Mapping() {
+  if (rkey_ != nullptr) ucp_rkey_destroy(rkey_);
+  if (ep_ == nullptr) return;
+  // Nothing was ever sent over it, so there is nothing to flush, and it closes at once.
+  ucp_request_param_t param{};
+  const auto request = ucp_ep_close_nbx(ep_, &param);
+  if (!UCS_PTR_IS_PTR(request)) return;
+  for (int i = 0; i < 1000 && ucp_request_check_status(request) == UCS_INPROGRESS; ++i) {
+    (void)ucp_worker_progress(worker_);
+  }
+  ucp_request_free(request);
 }
 
 }  // namespace distfuse::fabric::ucx
