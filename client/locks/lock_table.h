@@ -74,7 +74,10 @@ class Pin {
   Pin() = default;
   Pin(LockTable* table, void* lock, Mode mode) : table_(table), lock_(lock), mode_(mode) {}
   Pin(Pin&& other) noexcept { swap(other); }
-  Pin& operator=(Pin&& other) noexcept { Pin(std::move(other)).swap(*this); return *this; }
+  Pin& operator=(Pin&& other) noexcept {
+    Pin(std::move(other)).swap(*this);
+    return *this;
+  }
   ~Pin();
   explicit operator bool() const { return lock_ != nullptr; }
   [[nodiscard]] Mode mode() const { return mode_; }
@@ -118,13 +121,15 @@ struct LockTableOptions {
 };
 
 struct LockCounters {
-  std::uint64_t hits = 0, free_takes = 0, asks = 0, revokes = 0, sweeps = 0, resweeps = 0, glimpses = 0, finds = 0, held = 0;
+  std::uint64_t hits = 0, free_takes = 0, asks = 0, revokes = 0, sweeps = 0, resweeps = 0,
+                glimpses = 0, finds = 0, held = 0;
 };
 
 class LockTable {
  public:
   /// Connects to lockd and gets a session. Error: not reachable, another protocol version, another cluster, no node id left.
-  static Result<std::unique_ptr<LockTable>> create(const LockTableOptions& options, CacheOwner& owner);
+  static Result<std::unique_ptr<LockTable>> create(const LockTableOptions& options,
+                                                   CacheOwner& owner);
   virtual ~LockTable() = default;  ///< Sheds everything, ends the session.
 
   [[nodiscard]] virtual SessionInfo session() const = 0;
@@ -132,13 +137,15 @@ class LockTable {
   /// Blocks until `mode` is held. EINTR: interrupted; ENOTCONN: session lost.
   virtual Result<Pin> pin(Ino ino, Mode mode, const Interrupted& interrupted = {}) = 0;
   /// By ascending ino, duplicates merged to the stronger mode; the pins in the order of `wanted` (a duplicate's pin is empty).
-  virtual Result<std::vector<Pin>> pin_all(std::span<const Wanted> wanted, const Interrupted& interrupted = {}) = 0;
+  virtual Result<std::vector<Pin>> pin_all(std::span<const Wanted> wanted,
+                                           const Interrupted& interrupted = {}) = 0;
   /// Never waits for another node: held already or free to take; else an empty Pin.
   virtual Pin try_pin(Ino ino, Mode mode) = 0;
   /// try_pin for many with the chains in flight together; empty pins where it did not work.
   virtual std::vector<Pin> try_pin_many(std::span<const Ino> inodes, Mode mode) = 0;
   /// For READ and WRITE requests, which may hold page locks: see the head of this file.
-  virtual Result<Pin> pin_page_io(Ino ino, Mode mode, Range range, const Interrupted& interrupted = {}) = 0;
+  virtual Result<Pin> pin_page_io(Ino ino, Mode mode, Range range,
+                                  const Interrupted& interrupted = {}) = 0;
   /// Gives the lock up if it is held in `mode` or weaker (sweep, shed, release) and returns when it is gone.
   virtual void drop(Ino ino, Mode mode) = 0;
   /// The kernel forgot the inode: the lock may go, later, in the background.
@@ -155,7 +162,8 @@ class LockTable {
     std::uint64_t start, end;
     std::int32_t pid;
   };
-  virtual Status file_lock(const FileLock& lock, bool wait, const Interrupted& interrupted = {}) = 0;  ///< EAGAIN, EDEADLK, EINTR.
+  virtual Status file_lock(const FileLock& lock, bool wait,
+                           const Interrupted& interrupted = {}) = 0;  ///< EAGAIN, EDEADLK, EINTR.
   virtual Result<FileLock> file_lock_test(const FileLock& lock) = 0;  ///< type F_UNLCK: free.
   virtual void file_lock_release_owner(Ino ino, std::uint64_t owner) = 0;
 

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "client/locks/control.h"
+
+#include <spdlog/spdlog.h>
+
+#include <utility>
+
+#include "client/locks/welcome.h"
+
+namespace distfuse::client {
+
+using std::chrono::milliseconds;
+
+Result<std::unique_ptr<Control>> Control::connect(fabric::Fabric& fabric,
+                                                  const std::string& address, const df_hello& hello,
+                                                  milliseconds timeout) {
+  std::unique_ptr<Control> control(new Control);
+  auto worker = fabric.create_worker(*control);
+  if (!worker) return worker.error();
+  control->worker_ = std::move(*worker);
+  auto connection =
+      control->worker_->connect(address, std::as_bytes(std::span(&hello, 1)), timeout);
+  if (!connection) return connection.error();
+  control->connection_ = std::move(*connection);
+  while (!control->greeted_ && control->error_.code == 0) {
+    if (!control->worker_->progress()) control->worker_->wait(milliseconds(100));
+  }
+  if (control->error_.code != 0) return control->error_;
+  return control;
+}
+
+Control::~Control() {
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+    worker_->wake();
+  }
+  thread_.join();
+}
+
+void Control::start(Receiver& receiver) {
+  receiver_ = &receiver;
+  thread_ = std::thread([this] { run(); });
+}
+
+void Control::send(const df_msg& message) {
+  const std::lock_guard lock(mutex_);
+  if (bye_ || ended_) return;
+  queue_.push_back(message);
+  if (queue_.size() > kMaxQueued && failure_.empty()) failure_ = "lockd does not take messages";
+  if (std::exchange(sleeping_, false)) worker_->wake();
+}
+
+void Control::fail(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  if (failure_.empty()) failure_ = reason;
+  if (std::exchange(sleeping_, false)) worker_->wake();
+}
+
+void Control::say_bye(milliseconds timeout) {
+  df_msg message;
+  df_msg_init(&message, DF_MSG_BYE, 0, 0, 0);
+  send(message);
+  std::unique_lock lock(mutex_);
+  bye_ = true;
+  changed_.wait_for(lock, timeout, [this] { return ended_; });
+}
+
+/// Sends what is queued; false: the connection does not take more now.
+bool Control::flush() {
+  while (error_.code == 0) {
+    if (sending_.empty()) {
+      const std::lock_guard lock(mutex_);
+      if (!failure_.empty()) error_ = Error{ENOTCONN, failure_};
+      if (queue_.empty()) return true;
+      sending_.swap(queue_);
+    }
+    const df_msg& message = sending_.front();
+    auto status =
+        connection_->send({reinterpret_cast<const std::byte*>(message.bytes), message.head.length});
+    if (!status) {
+      if (status.error().code == EAGAIN) return false;
+      error_ = status.error();
+      return true;
+    }
+    sending_.pop_front();
+  }
+  return true;
+}
+
+void Control::run() {
+  while (true) {
+    const bool drained = flush();
+    if (error_.code != 0) return end(error_.message);
+    if (worker_->progress()) continue;
+    {
+      const std::lock_guard lock(mutex_);
+      if (stop_) return;
+      if (drained && (!queue_.empty() || !failure_.empty())) continue;
+      sleeping_ = true;
+    }
+    // A full send queue empties without an event of its own: look again soon.
+    worker_->wait(drained ? milliseconds(1000) : milliseconds(1));
+    const std::lock_guard lock(mutex_);
+    sleeping_ = false;
+  }
+}
+
+void Control::end(const std::string& reason) {
+  bool orderly = false;
+  {
+    const std::lock_guard lock(mutex_);
+    orderly = bye_ || stop_;
+    ended_ = true;
+    changed_.notify_all();
+  }
+  connection_.reset();  // lockd learns of it now, not when this process ends.
+  if (orderly) return;
+  spdlog::error("locks: the session with lockd is lost: {}", reason);
+  receiver_->lost(reason);
+}
+
+void Control::on_connected(fabric::Connection& /*connection*/, std::span<const std::byte> data) {
+  auto welcome = read_welcome(data);
+  if (!welcome) {
+    error_ = welcome.error();
+    return;
+  }
+  welcome_ = *welcome;
+  greeted_ = true;
+}
+
+void Control::on_message(fabric::Connection& connection, std::span<const std::byte> bytes) {
+  if (error_.code != 0 || receiver_ == nullptr) return;
+  df_msg message;
+  const int check = df_msg_read(bytes.data(), static_cast<df_u32>(bytes.size()), &message);
+  if (check != DF_CHECK_OK) {
+    error_ =
+        Error{EPROTO, connection.peer() + " sent a malformed message: " + df_check_text(check)};
+  } else if (!df_msg_from_lockd(message.head.type) ||
+             !df_msg_slot_in(&message.head, welcome_.slots) || !receiver_->receive(message)) {
+    error_ = Error{EPROTO, connection.peer() + " sent a " + df_msg_name(message.head.type) +
+                               " that has no place here"};
+  }
+}
+
+void Control::on_completion(fabric::Connection& /*connection*/, std::uint64_t /*cookie*/,
+                            const Status& /*status*/) {}
+
+void Control::on_disconnect(fabric::Connection& /*connection*/, const Error& reason) {
+  if (error_.code == 0) error_ = Error{greeted_ ? ENOTCONN : reason.code, reason.message};
+}
+
+}  // namespace distfuse::client

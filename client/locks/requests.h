@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Requests to lockd that are not a lock's own: Glimpse, Find on its behalf, FileLock, FileUnlock, FileTest. Matched by `seq`, which
+// here is above 2^32: the ids of the locks' own Asks and Finds are below.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <optional>
+
+#include "client/locks/control.h"
+#include "client/locks/lock_table.h"
+
+namespace distfuse::client {
+
+class Requests {
+ public:
+  explicit Requests(Control& control) : control_(control) {}
+
+  static constexpr std::uint64_t kFirst = std::uint64_t{1} << 32;
+  static bool is_ours(std::uint64_t seq) { return seq >= kFirst; }
+
+  /// Sends (seq filled in) and waits for the answer. `cancel`: a message type to be sent when the caller was interrupted; the answer
+  /// still comes. Error: ENOTCONN.
+  Result<df_msg> ask(df_msg message, const Interrupted& interrupted = {}, df_u32 cancel = 0);
+  /// Control thread. false: nobody waits for it.
+  bool answer(const df_msg& message);
+  /// Ends all waits.
+  void close();
+
+ private:
+  struct Waiting {
+    df_u32 type;  ///< Of the answer.
+    std::optional<df_msg> answer;
+  };
+
+  Control& control_;
+  std::mutex mutex_;
+  std::condition_variable answered_;
+  std::map<std::uint64_t, Waiting*> waiting_;  ///< ≤ Welcome.asks.
+  std::uint64_t next_ = kFirst;
+  bool closed_ = false;
+};
+
+}  // namespace distfuse::client

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// Performing what the machines ask for: wakes, sheds, messages, chains.
+#include <spdlog/spdlog.h>
+
+#include <cstdlib>
+
+#include "client/locks/table.h"
+
+namespace distfuse::client {
+
+namespace {
+
+[[noreturn]] void broken(const Lock& lock, const char* what) {
+  spdlog::critical("locks: inode {}: {}", lock.ino, what);
+  std::abort();
+}
+
+bool is_gated(std::uint32_t kind) {
+  return kind == DF_CHAIN_TAKE || kind == DF_CHAIN_RELEASE || kind == DF_CHAIN_PUBLISH;
+}
+
+}  // namespace
+
+/// Tells the waiters; answers with what the granted mode does not cover and still must be asked for.
+df_u32 Table::wake(Lock& lock, unsigned bits) {
+  df_u32 uncovered = DF_NL;
+  if (bits == 0) return uncovered;
+  std::erase_if(lock.waiters, [&](Waiter* waiter) {
+    using State = Waiter::State;
+    if ((bits & DF_WAKE_LOST) != 0) {
+      waiter->state = State::lost;
+      return true;
+    }
+    if ((bits & DF_WAKE_GRANTED) != 0) {
+      if (df_lock_pin_granted(&lock.core, to_core(waiter->mode)) == DF_PIN_OK) {
+        // Pinned here, not when its thread wakes up: a revoke that follows at once waits for it.
+        admit(lock, *waiter);
+        waiter->state = State::granted;
+        return true;
+      }
+      if (!waiter->try_only) uncovered = df_join(uncovered, to_core(waiter->mode));
+    }
+    if (waiter->try_only) {
+      if ((bits & DF_WAKE_WOULD_BLOCK) == 0) return false;
+      waiter->state = State::would_block;
+      return true;
+    }
+    if ((bits & DF_WAKE_BUSY) != 0) waiter->state = State::busy;
+    return false;
+  });
+  lock.changed.notify_all();
+  return uncovered;
+}
+
+/// Under the mutex: performs `out`; true: `chain` must be run, without the mutex.
+bool Table::perform(Lock& lock, df_out& out, df_chain& chain) {
+  bool post = false;
+  while (true) {
+    const df_u32 uncovered = wake(lock, out.wake);
+    if (out.shed != 0) begin_shed(lock, from_core(out.keep));
+    for (unsigned i = 0; i < out.messages; ++i) {
+      const auto type = out.message[i].head.type;
+      if (type == DF_MSG_ASK) counts_.asks.fetch_add(1, std::memory_order_relaxed);
+      if (type == DF_MSG_FIND) counts_.finds.fetch_add(1, std::memory_order_relaxed);
+      control_->send(out.message[i]);
+    }
+    if (out.post != 0) {
+      if (post) broken(lock, "two chains at once");
+      chain = out.chain;
+      post = true;
+    }
+    if (uncovered == DF_NL) break;
+    const int result = df_lock_want(&lock.core, uncovered, 0, &out);
+    if (result == DF_WANT_LOST) break;  // LOST has been performed, or is about to be.
+    if (result == DF_WANT_HELD) broken(lock, "a waiter that was covered was not pinned");
+  }
+  settle(lock);
+  return post;
+}
+
+void Table::settle(Lock& lock) {
+  const bool held = lock.core.held != DF_NL;
+  if (held != lock.counted) {
+    lock.counted = held;
+    counts_.held.fetch_add(held ? 1 : ~std::uint64_t{0}, std::memory_order_relaxed);
+  }
+  if (lock.credit && lock.core.want == DF_NL && lock.core.target == DF_NL) {
+    lock.credit = false;
+    ask_credits_->give();
+  }
+}
+
+void Table::begin_shed(Lock& lock, Mode keep) {
+  if (lock.shed.active) broken(lock, "shed twice at once");
+  lock.shed = Shed{};
+  lock.shed.active = true;
+  lock.shed.queued = true;
+  lock.shed.keep = keep;
+  counts_.revokes.fetch_add(1, std::memory_order_relaxed);
+  revokers_->push({RevokerJob::Kind::shed, lock.shared_from_this(), nullptr});
+}
+
+/// Runs `first` and what follows from it. Without the lock's mutex.
+void Table::run(Lock& lock, const df_chain& first) {
+  df_chain chain = first;
+  bool inside = false;
+  for (bool more = true; more;) {
+    if (is_gated(chain.kind)) {
+      if (!gates_.enter(chain.slot)) return;
+      inside = true;
+    }
+    const df_u32 kind = chain.kind;
+    const df_u32 slot = chain.slot;
+    {
+      auto lane = lanes_->borrow();
+      if (!lane) return session_failed(lane.error());
+      const auto result = (*lane)->run(chain, lanes_->closed());
+      if (!result) return session_failed(result.error());
+      const std::lock_guard guard(lock.mutex);
+      df_out out;
+      df_lock_chain_done(&lock.core, result->old, result->image, &out);
+      count_take(kind, out);
+      more = perform(lock, out, chain);
+    }
+    // From a TAKE to the end of its UNDO is one stay.
+    if (inside && !(more && chain.kind == DF_CHAIN_UNDO)) {
+      gates_.leave(slot);
+      inside = false;
+    }
+  }
+}
+
+void Table::count_take(df_u32 kind, const df_out& out) {
+  if (kind == DF_CHAIN_TAKE && (out.wake & DF_WAKE_GRANTED) != 0) {
+    counts_.free_takes.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+}  // namespace distfuse::client

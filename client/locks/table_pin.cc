@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0
+// Taking: pins, tries, and page I/O that joins a lock which is being given up.
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <numeric>
+#include <thread>
+
+#include "client/locks/table.h"
+
+namespace distfuse::client {
+
+namespace {
+
+using std::chrono::milliseconds;
+
+// Locks are at least 8-aligned: the lowest bit of a pin's pointer says that it is a guest.
+constexpr std::uintptr_t kGuest = 1;
+
+Error lost_error() {
+  return Error{ENOTCONN, "the session with lockd is lost"};
+}
+
+}  // namespace
+
+Pin Table::pin_of(Lock& lock, Mode mode, bool guest) {
+  const auto address = reinterpret_cast<std::uintptr_t>(&lock) | (guest ? kGuest : 0);
+  return {this, reinterpret_cast<void*>(address), mode};
+}
+
+/// A pin was counted by the core: what the shell remembers of it.
+void Table::admit(Lock& lock, const Waiter& waiter) {
+  lock.recent = true;
+  if (waiter.page_io != nullptr) lock.page_io = true;
+}
+
+LockRef Table::make(Ino ino) {
+  auto lock = locks_.get(ino);
+  const std::size_t size = locks_.size();
+  if (size > options_.max_locks) {
+    if (!trimming_.exchange(true)) revokers_->push({RevokerJob::Kind::trim, nullptr, nullptr});
+    if (size > 2 * options_.max_locks) std::this_thread::sleep_for(milliseconds(1));
+  }
+  return lock;
+}
+
+Result<Pin> Table::pin(Ino ino, Mode mode, const Interrupted& interrupted) {
+  return acquire(ino, mode, nullptr, interrupted);
+}
+
+Result<Pin> Table::pin_page_io(Ino ino, Mode mode, Range range, const Interrupted& interrupted) {
+  return acquire(ino, mode, &range, interrupted);
+}
+
+Result<Pin> Table::acquire(Ino ino, Mode mode, const Range* page_io,
+                           const Interrupted& interrupted) {
+  const auto lock = make(ino);
+  if (lock == nullptr) return lost_error();
+  Waiter waiter;
+  waiter.mode = mode;
+  waiter.page_io = page_io;
+  Guard guard(lock->mutex);
+  if (df_lock_pin(&lock->core, to_core(mode)) == DF_PIN_OK) {
+    ++lock->hits;
+    admit(*lock, waiter);
+    return pin_of(*lock, mode);
+  }
+  return wait_for(*lock, guard, waiter, interrupted);
+}
+
+/// Whether page I/O, waiting `since`, is to be served under the lock that is being given up.
+bool Table::may_be_guest(Lock& lock, const Waiter& waiter, Clock::time_point since) {
+  Shed& shed = lock.shed;
+  if (waiter.page_io == nullptr || !shed.active || !shed.sweeping ||
+      lock.core.gate != DF_GATE_REVOKING || !lock.covers(waiter.mode)) {
+    return false;
+  }
+  if (since <= shed.admit_until) return true;
+  const auto now = Clock::now();
+  if (now - std::max(since, shed.sweep_since) < (shed.guests == 0 ? kPark : kParkBehind)) {
+    return false;
+  }
+  shed.admit_until = now;  // All that are parked now: the sweep may need any of them.
+  lock.changed.notify_all();
+  return true;
+}
+
+/// One look at a lock that was not simply there: a pin, an error, or nothing yet.
+std::optional<Result<Pin>> Table::look(Lock& lock, Guard& guard, Waiter& waiter,
+                                       Clock::time_point since) {
+  if (waiter.state == Waiter::State::granted) return pin_of(lock, waiter.mode);
+  if (lock.core.lost != 0) {
+    leave(lock, guard, waiter);
+    return lost_error();
+  }
+  if (may_be_guest(lock, waiter, since)) {
+    if (df_lock_pin_guest(&lock.core, to_core(waiter.mode)) != DF_PIN_OK) std::abort();
+    admit(lock, waiter);
+    ++lock.shed.guests;
+    lock.shed.admitted.push_back(*waiter.page_io);
+    leave(lock, guard, waiter);
+    return pin_of(lock, waiter.mode, true);
+  }
+  const bool queued = std::ranges::find(lock.waiters, &waiter) != lock.waiters.end();
+  if (!queued && df_lock_pin(&lock.core, to_core(waiter.mode)) == DF_PIN_OK) {
+    admit(lock, waiter);
+    return pin_of(lock, waiter.mode);
+  }
+  return {};
+}
+
+/// Queues the waiter and tells the machine, unless it is parked, or was told already.
+void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
+  const bool queued = std::ranges::find(lock.waiters, &waiter) != lock.waiters.end();
+  if (queued && waiter.state != Waiter::State::busy) return;
+  if (waiter.state == Waiter::State::granted) return;
+  if (!lock.credit) {
+    if (!ask_credits_->try_take()) {
+      guard.unlock();
+      ask_credits_->wait(kPoll);
+      guard.lock();
+      return;
+    }
+    lock.credit = true;
+  }
+  if (!queued) lock.waiters.push_back(&waiter);
+  waiter.state = Waiter::State::waiting;
+  df_out out;
+  df_chain chain;
+  switch (df_lock_want(&lock.core, to_core(waiter.mode), 0, &out)) {
+    case DF_WANT_HELD:
+      std::erase(lock.waiters, &waiter);  // The next look pins it.
+      settle(lock);
+      return;
+    case DF_WANT_LOST:
+      return;
+    default:
+      break;
+  }
+  if (!perform(lock, out, chain)) return;
+  guard.unlock();
+  run(lock, chain);
+  guard.lock();
+}
+
+Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
+                            const Interrupted& interrupted) {
+  const auto since = Clock::now();
+  auto asked_at = since;
+  milliseconds pause{1};  // lockd has no room: 1 ms, doubling to 100.
+  while (true) {
+    if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
+    const bool parked =
+        waiter.page_io != nullptr && lock.core.gate == DF_GATE_REVOKING && lock.covers(waiter.mode);
+    if (waiter.state == Waiter::State::busy) {
+      lock.changed.wait_for(guard, pause);
+      pause = std::min(pause * 2, milliseconds(100));
+    }
+    if (!parked) {
+      want(lock, guard, waiter);
+      if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
+    }
+    if (waiter.state == Waiter::State::waiting) {
+      const bool may_join = waiter.page_io != nullptr && lock.covers(waiter.mode);
+      lock.changed.wait_for(guard, may_join ? kPark / 2 : kPoll);
+    }
+    if (!interrupted || Clock::now() - asked_at < kPoll) continue;
+    asked_at = Clock::now();
+    guard.unlock();
+    const bool stop = interrupted();
+    guard.lock();
+    if (!stop || waiter.state == Waiter::State::granted) continue;
+    leave(lock, guard, waiter);
+    return Error{EINTR, "interrupted while waiting for a lock"};
+  }
+}
+
+/// The waiter waits no more; when it was the last one, the machine need not go on. May give the mutex up for a while.
+void Table::leave(Lock& lock, Guard& guard, Waiter& waiter) {
+  if (std::erase(lock.waiters, &waiter) == 0 || lock.core.want == DF_NL) return;
+  if (std::ranges::any_of(lock.waiters, [](Waiter* other) { return !other->try_only; })) return;
+  df_out out;
+  df_chain chain;
+  df_lock_cancel(&lock.core, &out);
+  if (!perform(lock, out, chain)) return;
+  guard.unlock();
+  run(lock, chain);
+  guard.lock();
+}
+
+void Table::unpin(void* pinned, Mode /*mode*/) {
+  const auto address = reinterpret_cast<std::uintptr_t>(pinned);
+  Lock& lock = *reinterpret_cast<Lock*>(address & ~kGuest);
+  LockRef due;
+  {
+    const std::lock_guard guard(lock.mutex);
+    df_lock_unpin(&lock.core);
+    Shed& shed = lock.shed;
+    if ((address & kGuest) != 0 && shed.guests > 0) --shed.guests;
+    if (shed.active && !shed.queued && lock.core.pins == 0) {
+      shed.queued = true;
+      due = lock.shared_from_this();
+    }
+  }
+  if (due != nullptr) revokers_->push({RevokerJob::Kind::shed, std::move(due), nullptr});
+}
+
+Result<std::vector<Pin>> Table::pin_all(std::span<const Wanted> wanted,
+                                        const Interrupted& interrupted) {
+  std::vector<std::size_t> order(wanted.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::ranges::stable_sort(order, {}, [&](std::size_t i) { return wanted[i].ino; });
+  std::vector<Pin> pins(wanted.size());
+  for (std::size_t i = 0; i < order.size();) {
+    const Ino ino = wanted[order[i]].ino;
+    const std::size_t first = order[i];
+    df_u32 mode = DF_NL;
+    for (; i < order.size() && wanted[order[i]].ino == ino; ++i) {
+      mode = df_join(mode, to_core(wanted[order[i]].mode));
+    }
+    auto pinned = pin(ino, from_core(mode), interrupted);
+    if (!pinned) return pinned.error();
+    pins[first] = std::move(*pinned);
+  }
+  return pins;
+}
+
+// --- tries ------------------------------------------------------------------------------------
+
+/// Under no mutex: pins what is there already, or begins a try: then `posting` says that a chain is due.
+void Table::start_attempt(Attempt& attempt, Pin& pin) {
+  if (attempt.lock == nullptr) return;
+  Lock& lock = *attempt.lock;
+  Waiter& waiter = attempt.waiter;
+  Guard guard(lock.mutex);
+  if (df_lock_pin(&lock.core, to_core(waiter.mode)) == DF_PIN_OK) {
+    ++lock.hits;
+    admit(lock, waiter);
+    pin = pin_of(lock, waiter.mode);
+    return;
+  }
+  df_out out;
+  if (df_lock_want(&lock.core, to_core(waiter.mode), 1, &out) != DF_WANT_STARTED) return;
+  lock.waiters.push_back(&waiter);
+  attempt.posting = perform(lock, out, attempt.chain);
+  if (attempt.posting) return;
+  leave(lock, guard, waiter);
+  if (waiter.state == Waiter::State::granted) pin = pin_of(lock, waiter.mode);
+}
+
+Pin Table::finish_try(Lock& lock, Waiter& waiter) {
+  Guard guard(lock.mutex);
+  if (waiter.state == Waiter::State::granted) return pin_of(lock, waiter.mode);
+  leave(lock, guard, waiter);
+  return {};
+}
+
+Pin Table::try_pin(Ino ino, Mode mode) {
+  Attempt attempt;
+  attempt.lock = make(ino);
+  attempt.waiter.mode = mode;
+  attempt.waiter.try_only = true;
+  Pin pin;
+  start_attempt(attempt, pin);
+  if (!attempt.posting) return pin;
+  run(*attempt.lock, attempt.chain);
+  return finish_try(*attempt.lock, attempt.waiter);
+}
+
+/// The chain of an attempt that was posted is complete; `posting` and `chain`: what follows.
+void Table::attempt_done(Attempt& attempt, const ChainResult& result) {
+  const df_u32 slot = attempt.chain.slot;
+  {
+    const std::lock_guard guard(attempt.lock->mutex);
+    df_out out;
+    df_lock_chain_done(&attempt.lock->core, result.old, result.image, &out);
+    count_take(attempt.chain.kind, out);
+    attempt.posting = perform(*attempt.lock, out, attempt.chain);
+  }
+  if (attempt.inside && !(attempt.posting && attempt.chain.kind == DF_CHAIN_UNDO)) {
+    gates_.leave(slot);
+    attempt.inside = false;
+  }
+}
+
+/// Runs the attempts' chains together over one lane. Attempts that meet a frozen slot are left `posting`: waiting for a thaw with
+/// chains in flight inside other gates could be a cycle.
+void Table::drive(std::span<Attempt> attempts) {
+  auto lane = lanes_->borrow();
+  if (!lane) return session_failed(lane.error());
+  std::vector<Attempt*> ready;
+  std::vector<unsigned> unused(Lane::kChains);
+  std::vector<Attempt*> posted(Lane::kChains);
+  std::iota(unused.rbegin(), unused.rend(), 0u);
+  for (auto& attempt : attempts) {
+    if (attempt.posting) ready.push_back(&attempt);
+  }
+  while (true) {
+    while (!ready.empty() && !unused.empty()) {
+      Attempt* attempt = ready.back();
+      ready.pop_back();
+      const df_chain& chain = attempt->chain;
+      if (chain.kind == DF_CHAIN_TAKE || chain.kind == DF_CHAIN_RELEASE ||
+          chain.kind == DF_CHAIN_PUBLISH) {
+        if (!gates_.try_enter(chain.slot)) continue;
+        attempt->inside = true;
+      }
+      if (auto status = (*lane)->post(chain, unused.back()); !status) {
+        return session_failed(status.error());
+      }
+      posted[unused.back()] = attempt;
+      unused.pop_back();
+    }
+    if (unused.size() == Lane::kChains) return;
+    const auto done = (*lane)->next(lanes_->closed());
+    if (!done) return session_failed(done.error());
+    Attempt* attempt = posted[*done];
+    unused.push_back(*done);
+    attempt_done(*attempt, (*lane)->result(*done));
+    if (attempt->posting) ready.push_back(attempt);
+  }
+}
+
+std::vector<Pin> Table::try_pin_many(std::span<const Ino> inodes, Mode mode) {
+  std::vector<Pin> pins(inodes.size());
+  std::vector<Attempt> attempts(inodes.size());
+  bool any = false;
+  for (std::size_t i = 0; i < inodes.size(); ++i) {
+    attempts[i].lock = make(inodes[i]);
+    attempts[i].waiter.mode = mode;
+    attempts[i].waiter.try_only = true;
+    start_attempt(attempts[i], pins[i]);
+    any |= attempts[i].posting;
+  }
+  if (!any) return pins;
+  std::vector<bool> started(inodes.size());
+  for (std::size_t i = 0; i < inodes.size(); ++i) started[i] = attempts[i].posting;
+  drive(attempts);
+  for (std::size_t i = 0; i < inodes.size(); ++i) {
+    if (!started[i]) continue;
+    if (attempts[i].posting) run(*attempts[i].lock, attempts[i].chain);
+    pins[i] = finish_try(*attempts[i].lock, attempts[i].waiter);
+  }
+  return pins;
+}
+
+}  // namespace distfuse::client

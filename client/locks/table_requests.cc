@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls that are not a lock's own: glimpses, and file locks by message.
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
+#include "client/locks/table.h"
+
+namespace distfuse::client {
+
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr int kBusyTries = 50;  // With pauses up to 20 ms: about a second.
+
+df_slot slot_at(const std::byte* image, unsigned index) {
+  df_slot slot;
+  std::memcpy(&slot, image + index * sizeof(slot), sizeof(slot));
+  return slot;
+}
+
+class CreditLoan {
+ public:
+  explicit CreditLoan(Credits& credits) : credits_(credits) {}
+  CreditLoan(const CreditLoan&) = delete;
+  CreditLoan& operator=(const CreditLoan&) = delete;
+  ~CreditLoan() {
+    if (taken_) credits_.give();
+  }
+  bool take() { return taken_ = credits_.try_take(); }
+
+ private:
+  Credits& credits_;
+  bool taken_ = false;
+};
+
+df_u8 type_of(std::int16_t type) {
+  return type == F_RDLCK ? DF_FILE_READ : type == F_WRLCK ? DF_FILE_WRITE : DF_FILE_NONE;
+}
+
+}  // namespace
+
+// --- glimpses ---------------------------------------------------------------------------------
+
+/// Asks lockd, which answers soon without another client's help (Find, Glimpse with its own patience, FileTest, FileUnlock).
+Result<df_msg> Table::call(const df_msg& message) {
+  CreditLoan credit(*call_credits_);
+  while (!credit.take()) {
+    if (lost_) return Error{ENOTCONN, "the session with lockd is lost"};
+    call_credits_->wait(kPoll);
+  }
+  return requests_->ask(message);
+}
+
+Result<ChainResult> Table::run_read(df_u64 offset, df_u32 length, std::span<std::byte> into) {
+  df_chain chain;
+  df_chain_init(&chain, DF_CHAIN_FIND, DF_NO_SLOT);
+  df_chain_read(&chain, offset, length);
+  auto lane = lanes_->borrow();
+  if (!lane) {
+    session_failed(lane.error());
+    return lane.error();
+  }
+  auto result = (*lane)->run(chain, lanes_->closed());
+  if (!result) {
+    session_failed(result.error());
+    return result.error();
+  }
+  std::memcpy(into.data(), result->image, length);
+  return ChainResult{result->old, into.data()};
+}
+
+/// The key's slot and what is in it; DF_NO_SLOT: it has none, so nobody holds the lock.
+Result<Table::Located> Table::find_in_bucket(df_u64 key) {
+  std::byte image[DF_BUCKET_SIZE];
+  const df_u32 bucket = df_hash_bucket(key, geometry_.buckets);
+  auto read = run_read(df_u64{bucket} * DF_BUCKET_SIZE, DF_BUCKET_SIZE, image);
+  if (!read) return read.error();
+  bool room = false;
+  for (unsigned i = 0; i < DF_BUCKET_SLOTS; ++i) {
+    const auto slot = slot_at(image, i);
+    if (slot.key == key) return Located{bucket * DF_BUCKET_SLOTS + i, slot};
+    room |= slot.key == 0;
+  }
+  if (room) return Located{};
+  // A full bucket: it may be in the overflow area, which only lockd knows.
+  df_msg find;
+  df_msg_init(&find, DF_MSG_FIND, 0, key, 0);
+  auto found = call(find);
+  if (!found) return found.error();
+  if (found->found.status != DF_FOUND_SLOT) return Error{EAGAIN, "lockd has no room for a request"};
+  return locate(key, found->head.slot);
+}
+
+Result<Table::Located> Table::locate(df_u64 key, df_u32 slot) {
+  if (slot == DF_NO_SLOT) return find_in_bucket(key);
+  std::byte image[DF_SLOT_SIZE];
+  auto read = run_read(df_slot_offset(slot), DF_SLOT_SIZE, image);
+  if (!read) return read.error();
+  const auto content = slot_at(image, 0);
+  if (content.key != key) return Error{EAGAIN, "the slot has another key now"};
+  return Located{slot, content};
+}
+
+/// One try; EAGAIN: the slot moved, or lockd had no room.
+Result<std::optional<ValueBlock>> Table::glimpse_once(df_u64 key, df_u32 slot) {
+  auto located = locate(key, slot);
+  if (!located) return located.error();
+  if (located->slot == DF_NO_SLOT || df_glimpse_needed(&located->image, key, geometry_.node) == 0) {
+    return std::optional<ValueBlock>{};
+  }
+  df_msg glimpse;
+  df_msg_init(&glimpse, DF_MSG_GLIMPSE, located->slot, key, 0);
+  auto reply = call(glimpse);
+  if (!reply) return reply.error();
+  const auto& answer = reply->glimpse_reply;
+  if (answer.status != DF_GLIMPSE_OK) return Error{EAGAIN, "the glimpse came at a bad time"};
+  if (answer.fresh == 0 || (answer.value.flags & DF_VALUE_PUBLISHED) == 0) {
+    return std::optional<ValueBlock>{};
+  }
+  return std::optional(ValueBlock{answer.value.size,
+                                  static_cast<std::int64_t>(answer.value.mtime_ns),
+                                  static_cast<std::int64_t>(answer.value.ctime_ns)});
+}
+
+Result<std::optional<ValueBlock>> Table::glimpse(Ino ino) {
+  df_u32 slot = DF_NO_SLOT;
+  if (const auto lock = locks_.find(ino)) {
+    const std::lock_guard guard(lock->mutex);
+    if (lock->covers(Mode::s)) return std::optional<ValueBlock>{};  // Nobody else holds X.
+    slot = lock->core.slot;
+  }
+  counts_.glimpses.fetch_add(1, std::memory_order_relaxed);
+  auto result = glimpse_once(df_key_inode(ino), slot);
+  milliseconds pause{0};
+  for (int i = 1; i < kBusyTries && !result && result.error().code == EAGAIN; ++i) {
+    std::this_thread::sleep_for(pause);
+    pause = std::min(pause * 2 + milliseconds(1), milliseconds(20));
+    result = glimpse_once(df_key_inode(ino), DF_NO_SLOT);
+  }
+  return result;
+}
+
+// --- file locks -------------------------------------------------------------------------------
+
+df_msg Table::file_message(df_u32 type, const FileLock& lock) const {
+  df_msg message;
+  df_msg_init(&message, type, 0, df_key_inode(lock.ino), 0);
+  auto& file = message.file;
+  file.owner = lock.owner;
+  file.start = lock.flock ? 0 : lock.start;
+  file.end = lock.flock ? ~df_u64{0} : lock.end;
+  file.pid = lock.pid;
+  file.type = type == DF_MSG_FILE_UNLOCK ? df_u8{DF_FILE_NONE} : type_of(lock.type);
+  file.flags = lock.flock ? DF_FILE_FLOCK : 0;
+  return message;
+}
+
+Result<df_msg> Table::wait_for_file_lock(df_msg message, const Interrupted& interrupted) {
+  CreditLoan credit(*wait_credits_);
+  if (!credit.take())
+    return Error{ENOLCK, "too many file locks of this mount are being waited for"};
+  message.file.flags |= DF_FILE_WAIT;
+  return requests_->ask(message, interrupted, DF_MSG_FILE_CANCEL);
+}
+
+void Table::note_file_owner(const FileLock& lock) {
+  const std::lock_guard guard(file_owners_mutex_);
+  auto& owners = file_owners_[lock.ino];
+  const std::pair owner(lock.owner, lock.flock);
+  if (std::ranges::find(owners, owner) == owners.end()) owners.push_back(owner);
+}
+
+Status Table::file_lock(const FileLock& lock, bool wait, const Interrupted& interrupted) {
+  const bool unlock = lock.type == F_UNLCK;
+  if (!lock.flock && lock.start > lock.end) return Error{EINVAL, "an empty range"};
+  if (!unlock)
+    note_file_owner(lock);  // Before: a release must not miss a lock that is being granted.
+  const auto message = file_message(unlock ? DF_MSG_FILE_UNLOCK : DF_MSG_FILE_LOCK, lock);
+  const auto reply = wait && !unlock ? wait_for_file_lock(message, interrupted) : call(message);
+  if (!reply) return reply.error();
+  const int error = reply->file_reply.error;
+  if (error != 0) return Error{error, std::strerror(error)};
+  return {};
+}
+
+Result<LockTable::FileLock> Table::file_lock_test(const FileLock& lock) {
+  const auto reply = call(file_message(DF_MSG_FILE_TEST, lock));
+  if (!reply) return reply.error();
+  const auto& answer = reply->file_reply;
+  if (answer.error != 0) return Error{answer.error, std::strerror(answer.error)};
+  FileLock result = lock;
+  result.type = F_UNLCK;
+  if (answer.type == DF_FILE_NONE) return result;
+  result.type = answer.type == DF_FILE_READ ? F_RDLCK : F_WRLCK;
+  result.owner = answer.owner;
+  result.start = answer.start;
+  result.end = answer.end;
+  result.pid = answer.pid;
+  return result;
+}
+
+void Table::file_lock_release_owner(Ino ino, std::uint64_t owner) {
+  std::vector<bool> kinds;
+  {
+    const std::lock_guard guard(file_owners_mutex_);
+    const auto found = file_owners_.find(ino);
+    if (found == file_owners_.end()) return;
+    std::erase_if(found->second, [&](const auto& entry) {
+      if (entry.first != owner) return false;
+      kinds.push_back(entry.second);
+      return true;
+    });
+    if (found->second.empty()) file_owners_.erase(found);
+  }
+  for (const bool flock : kinds) {
+    const FileLock all{ino, owner, flock, F_UNLCK, 0, ~std::uint64_t{0}, 0};
+    (void)call(file_message(DF_MSG_FILE_UNLOCK, all));  // A lost session has freed them anyway.
+  }
+}
+
+}  // namespace distfuse::client
