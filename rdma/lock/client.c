@@ -190,8 +190,8 @@ static void take_done(struct df_lock *lock, df_u64 old, const struct df_slot *sl
 
 	lock->woken = (unsigned)df_word_contended(old) & 1u;
 	/* What is held cannot be re-keyed: with a held mode this is a conflict, and lockd will say what is wrong. */
-	lock->refind = lock->held == DF_NL &&
-		       (slot->key != lock->key || df_word_owner(old) == DF_NODE_LOCKD);
+	if (lock->held == DF_NL && (slot->key != lock->key || df_word_owner(old) == DF_NODE_LOCKD))
+		lock->refind = 1;
 	if (in_word && !lock->refind && !lock->woken && df_word_admits(others, lock->target)) {
 		granted(lock, slot->version, &slot->value, out);
 		return;
@@ -235,7 +235,7 @@ static void claim_next(struct df_lock *lock, struct df_out *out)
 		send_find(lock, out);
 		return;
 	}
-	for (lock->claim = 0; !(lock->empty >> lock->claim & 1u);)
+	for (lock->claim = 0; !((df_u32)lock->empty >> lock->claim & 1u);)
 		lock->claim++;
 	chain = begin_chain(lock, DF_CHAIN_CLAIM, out);
 	chain->slot = first + lock->claim;
@@ -310,7 +310,7 @@ static void release_done(struct df_lock *lock, df_u64 old, struct df_out *out)
 		send_released(lock, lock->revoke_seq, out);
 	lock->revoke_seq = 0;
 	/* Others queue already: no attempt that is sure to fail, straight to the queue. */
-	if (df_word_contended(old) && lock->want != DF_NL && !lock->asked)
+	if (df_word_contended(old) && !df_covers(lock->held, lock->want) && !lock->asked)
 		send_ask(lock, out);
 	advance(lock, out);
 }
