@@ -24,7 +24,6 @@ void allow_shared_memory() {
   std::call_once(once, [] {
     setenv("UCX_POSIX_ERROR_HANDLING", "y", 0);
     setenv("UCX_SYSV_ERROR_HANDLING", "y", 0);
-    setenv("UCX_WARN_UNUSED_ENV_VARS", "n", 0);  // where one of the two transports is missing
   });
 }
 
@@ -40,8 +39,8 @@ Result<std::shared_ptr<UcxContext>> UcxContext::create(const std::string& device
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return ucx_error(EIO, "UCX configuration", status);
   if (!device.empty()) status = ucp_config_modify(config, "NET_DEVICES", device.c_str());
-  // The stream tells of a dead peer; keepalives would wake idle workers.
-  if (status == UCS_OK) status = ucp_config_modify(config, "KEEPALIVE_INTERVAL", "inf");
+  // UCX's keepalive stays on, though the stream tells of a dead peer sooner: without it endpoints have no indirect ids, and a
+  // late packet would name an endpoint by a stale pointer.
   ucp_context_h handle = nullptr;
   if (status == UCS_OK) {
     ucp_params_t params{};
