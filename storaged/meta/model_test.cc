@@ -13,7 +13,7 @@
 namespace distfuse::storaged {
 namespace {
 
-constexpr std::int64_t kOperations = 20000;
+constexpr std::int64_t kOperations = 50000;
 constexpr std::int64_t kDumpEvery = 1000;
 
 std::uint64_t seed_of_run() {

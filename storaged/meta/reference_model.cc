@@ -353,9 +353,9 @@ std::string dump_store(MetadataStore& store, Ino last_ino) {
 // ---- requests
 
 Ino RequestGenerator::ino() {
-  if (one_in(3)) return kRootIno;
-  const Ino first = last_ino_ > 20 ? last_ino_ - 20 : 1;
-  return first + below(last_ino_ - first + 2);
+  if (one_in(4)) return kRootIno;
+  if (one_in(8) || recent_.empty()) return below(last_ino_ + 2);
+  return recent_[below(recent_.size())];
 }
 
 std::string RequestGenerator::name() {
@@ -436,7 +436,12 @@ MetadataRequest RequestGenerator::next() {
 }
 
 void RequestGenerator::note(const MetadataReply& reply) {
-  for (const auto& attributes : reply.attributes) last_ino_ = std::max(last_ino_, attributes.ino);
+  for (const auto& attributes : reply.attributes) {
+    if (attributes.ino == 0) continue;
+    last_ino_ = std::max(last_ino_, attributes.ino);
+    recent_.push_back(attributes.ino);
+    if (recent_.size() > kRecent) recent_.pop_front();
+  }
 }
 
 }  // namespace distfuse::storaged

@@ -3,6 +3,7 @@
 // the store. It has no reply cache: the test asks it once per request.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <random>
 #include <set>
@@ -68,8 +69,10 @@ class RequestGenerator {
   bool one_in(std::uint64_t n) { return below(n) == 0; }
   rpc::MetadataRequest next_change(std::uint64_t kind);
   rpc::MetadataRequest next_look(std::uint64_t kind);
+  static constexpr std::size_t kRecent = 16;
   std::mt19937_64 random_;
   rpc::Ino last_ino_;
+  std::deque<rpc::Ino> recent_;  ///< Of the last answers: most of them are there.
 };
 
 }  // namespace distfuse::storaged
