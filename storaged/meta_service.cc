@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "storaged/meta_service.h"
+
+#include <spdlog/spdlog.h>
+
+namespace distfuse::storaged {
+
+void MetaService::start(rpc::Server& server, std::unique_ptr<MetadataStore> store,
+                        std::function<void()> purge_wanted) {
+  server_ = &server;
+  store_ = std::move(store);
+  purge_wanted_ = std::move(purge_wanted);
+  worker_ = std::make_unique<WorkerThread>();
+}
+
+void MetaService::stop() {
+  worker_.reset();                       // its sync is over
+  while (syncing_) server_->progress();  // and what it has posted is run
+  const Status status = store_->sync();
+  if (!status.ok())
+    spdlog::error("the last sync of the metadata failed: {}", status.error().message);
+  Waiting waiting =
+      std::exchange(waiting_, {});  // all that came while the thread made its last one
+  answer(waiting, status.ok() ? 0 : status.error().code);
+}
+
+void MetaService::on_metadata(const rpc::Peer& peer, const rpc::RequestContext& context,
+                              rpc::MetadataRequest&& request, rpc::MetadataResponder responder) {
+  (void)peer;
+  if (std::holds_alternative<rpc::SyncMetadata>(request))
+    return after_sync(std::move(responder), {});
+  rpc::MetadataReply reply = store_->execute(context, request);
+  const auto* fence = std::get_if<rpc::FenceSession>(&request);
+  if (fence != nullptr && reply.error == 0) {
+    if (fenced_.insert(fence->session).second)
+      spdlog::info("session {:x} is fenced", fence->session);
+    server_->disconnect_session(fence->session);
+    after_sync(std::move(responder), std::move(reply));
+  } else {
+    responder.reply(reply);
+  }
+  if (store_->counters().purges_pending > 0) purge_wanted_();
+}
+
+void MetaService::after_sync(rpc::MetadataResponder responder, rpc::MetadataReply reply) {
+  waiting_.emplace_back(std::move(responder), std::move(reply));
+  if (!syncing_) start_sync();
+}
+
+void MetaService::start_sync() {
+  if (!worker_) return;  // stopping: the last sync answers
+  syncing_ = true;
+  auto waiting = std::make_shared<Waiting>(std::exchange(waiting_, {}));
+  worker_->run([this, waiting] {
+    const Status status = store_->sync();
+    server_->post([this, waiting, code = status.ok() ? 0 : status.error().code] {
+      syncing_ = false;
+      answer(*waiting, code);
+      if (!waiting_.empty()) start_sync();
+    });
+  });
+}
+
+void MetaService::answer(Waiting& waiting, int error) {
+  for (auto& [responder, reply] : waiting) {
+    if (error != 0) reply.error = error;
+    responder.reply(reply);
+  }
+  waiting.clear();
+}
+
+}  // namespace distfuse::storaged
