@@ -22,10 +22,9 @@ constexpr std::uint64_t kListenerId = 3;
 // Strangers: who connects has this long for a Hello, and so many may be at it at once. The rest waits in the kernel's backlog.
 constexpr std::chrono::seconds kHelloTime{5};
 constexpr std::size_t kMaxCallers = 256;
+constexpr std::chrono::milliseconds kListenAgain{100};
 // Completions of direct chains are delivered this many times before sockets are looked at again: a system call in 64.
 constexpr unsigned kPollEvery = 64;
-// Frames of one connection that are served before the others have their turn.
-constexpr int kFramesPerTurn = 64;
 
 Error system_error(const char* what) {
   const int code = errno;
@@ -310,8 +309,10 @@ void UcxWorker::accept_callers() {
     auto fd = accept_socket(listener_.get());
     if (!fd) {
       const int code = fd.error().code;
-      if (code == EMFILE || code == ENFILE) spdlog::warn("fabric: {}", fd.error().message);
-      return;
+      if (code != EMFILE && code != ENFILE && code != ENOMEM && code != ENOBUFS) return;
+      spdlog::warn("fabric: {}; trying again in {} ms", fd.error().message, kListenAgain.count());
+      listener_resume_ = Clock::now() + kListenAgain;
+      return pause_listener(true);
     }
     auto peer = peer_name(fd->get());
     const auto id = watch(fd->get(), EPOLLIN);
@@ -319,6 +320,26 @@ void UcxWorker::accept_callers() {
     callers_.emplace(
         id, Caller{Stream(std::move(*fd)), std::move(peer), Clock::now() + kHelloTime, {}, false});
   }
+  // The rest waits in the kernel's backlog, and we do not spin on it.
+  listener_resume_ = Clock::now();
+  pause_listener(true);
+}
+
+void UcxWorker::pause_listener(bool pause) {
+  listener_paused_ = pause;
+  epoll_event event{};
+  if (!pause) event.events = EPOLLIN;
+  event.data.u64 = kListenerId;
+  (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
+}
+
+/// Strangers can come by the thousand: one line a second says enough.
+void UcxWorker::note_stranger(const std::string& peer, const std::string& why) {
+  ++strangers_;
+  const auto now = Clock::now();
+  if (now < next_note_) return;
+  spdlog::warn("fabric: dropped {}: {} ({} dropped so far)", peer, why, strangers_);
+  next_note_ = now + std::chrono::seconds(1);
 }
 
 void UcxWorker::read_caller(std::uint64_t id) {
@@ -330,20 +351,20 @@ void UcxWorker::read_caller(std::uint64_t id) {
   }
   if (caller.asked) {
     if (caller.stream.input().empty()) return;
-    spdlog::warn("fabric: dropped {}: it does not wait for its answer", caller.peer);
+    note_stranger(caller.peer, "it does not wait for its answer");
     callers_.erase(id);
     return;
   }
   auto decoded = decode(caller.stream.input());
   if (!decoded) {
-    spdlog::warn("fabric: dropped {}: {}", caller.peer, decoded.error().message);
+    note_stranger(caller.peer, decoded.error().message);
     callers_.erase(id);
     return;
   }
   if (decoded->consumed == 0) return;
   auto* hello = std::get_if<Hello>(&decoded->frame);
   if (hello == nullptr) {
-    spdlog::warn("fabric: dropped {}: its first frame is no hello", caller.peer);
+    note_stranger(caller.peer, "its first frame is no hello");
     callers_.erase(id);
     return;
   }
@@ -357,7 +378,7 @@ void UcxWorker::on_hello(std::uint64_t id, Hello hello) {
   if (hello.version != kVersion) {
     const auto reason = "fabric protocol version " + std::to_string(hello.version) + " is not " +
                         std::to_string(kVersion);
-    spdlog::warn("fabric: refused {}: {}", caller.peer, reason);
+    note_stranger(caller.peer, reason);
     return dismiss(id, reason);
   }
   caller.asked = true;
@@ -511,13 +532,16 @@ void UcxWorker::forget(UcxConnection& connection) {
 }
 
 void UcxWorker::expire() {
-  if (callers_.empty() && waiting_ == 0) return;
+  if (callers_.empty() && waiting_ == 0 && !listener_paused_) return;
   const auto now = Clock::now();
-  std::erase_if(callers_, [now](const auto& entry) {
+  std::erase_if(callers_, [&](const auto& entry) {
     if (entry.second.asked || entry.second.deadline > now) return false;
-    spdlog::warn("fabric: dropped {}: no hello in {} s", entry.second.peer, kHelloTime.count());
+    note_stranger(entry.second.peer, "no hello in time");
     return true;
   });
+  if (listener_paused_ && callers_.size() < kMaxCallers && now >= listener_resume_) {
+    pause_listener(false);
+  }
   if (waiting_ == 0) return;
   for (const auto& [id, connection] : connections_) {
     using State = UcxConnection::State;
@@ -533,6 +557,7 @@ std::optional<Clock::time_point> UcxWorker::next_deadline() const {
   for (const auto& [id, caller] : callers_) {
     if (!caller.asked) consider(caller.deadline);
   }
+  if (listener_paused_ && callers_.size() < kMaxCallers) consider(listener_resume_);
   if (waiting_ == 0) return next;
   for (const auto& [id, connection] : connections_) {
     using State = UcxConnection::State;

@@ -111,6 +111,8 @@ class UcxWorker : public Worker {
   bool poll(int timeout_ms);
   void dispatch(std::uint64_t id, std::uint32_t events);
   void accept_callers();
+  void pause_listener(bool pause);
+  void note_stranger(const std::string& peer, const std::string& why);
   void read_caller(std::uint64_t id);
   void on_hello(std::uint64_t id, Hello hello);
   void dismiss(std::uint64_t id, std::string_view reason);
@@ -133,6 +135,9 @@ class UcxWorker : public Worker {
   Fd wake_;
   Fd listener_;
   bool listener_paused_ = false;
+  Clock::time_point listener_resume_{};
+  std::uint64_t strangers_ = 0;
+  Clock::time_point next_note_{};
   std::uint64_t next_id_ = 16;  // Below: fixed ids of wake, UCX and listener.
   unsigned skipped_polls_ = 0;
   std::deque<Event> events_;  // ≤ (kMaxOutstanding + 1) per connection.
