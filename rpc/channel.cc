@@ -114,10 +114,11 @@ void Channel::sleep(Clock::time_point now) {
     if (link->away_since != Clock::time_point{})
       until = std::min(until, link->away_since + give_up_);
   }
-  if (!worker_->arm()) return;
+  // A send that waits for a dead peer's memory keeps UCX from arming: the streams are looked at all the same.
+  const bool armed = worker_->arm();
   const auto ms =
       std::chrono::ceil<std::chrono::milliseconds>(std::max(until - now, Clock::duration::zero()));
-  if (poll(poll_.data(), poll_.size(), static_cast<int>(ms.count())) <= 0) return;
+  if (poll(poll_.data(), poll_.size(), armed ? static_cast<int>(ms.count()) : 0) <= 0) return;
   std::size_t next = 1;
   for (auto& link : links_) {
     if (!link->wanted) continue;

@@ -326,6 +326,7 @@ TEST(RpcKill, ARetryHasTheSameRequestId) {
   KilledServer server;
   server.start();
   auto options = client_options(server.address);
+  options.give_up = 3s;
   auto client = make_client(options);
   std::thread caller([&] { EXPECT_FALSE(client->call(Lookup{1, "hold"}, 0, 0).ok()); });
   while (server.words[1] == 0) std::this_thread::sleep_for(1ms);
