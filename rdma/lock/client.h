@@ -17,7 +17,7 @@
  * output. Else the shell queues the thread and calls df_lock_want; WAKE tells when to look again:
  *   GRANTED      the shell calls df_lock_pin_granted for every waiter whose mode is covered, within the same
  *                critical section (a Revoke may already be pending: its SHED stands in the same df_out, and comes after these
- *                pins, so each grant serves those who waited for it); for waiters who are not covered it calls df_lock_want.
+ *                pins, so each grant serves those who waited for it). Waiters that are not covered go on waiting, no call needed.
  *   WOULD_BLOCK  the try failed; normal waiters go on waiting, no call needed.
  *   RELEASED     a shed is complete; waiters of df_lock_drop return. Waiting wants go on by themselves.
  *   BUSY         lockd or the table has no room: waiters call df_lock_want again after a pause (1 ms, doubling to 100).
@@ -38,6 +38,7 @@
  * UNDO or RELEASE on that slot posted or an UNDO about to be posted (from the post of a TAKE to the completion of its UNDO is
  * and its df_lock_chain_done is one stay inside the gate); then it calls df_lock_message on the lock of the key (or df_client_unknown), which answers
  * State with what the word holds for it. A parked chain counts as not yet posted: right, for it has not touched the word.
+ * Freeze may come again for a frozen slot, with another seq: answer again; one Thaw ends it, answered or not.
  * Several slots can be frozen at once. A session that ends forgets its gates.
  *
  * Recovery: df_lock_session_lost; nothing else survives a session. Chains that fail belong to a session that is lost.

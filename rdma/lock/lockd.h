@@ -90,7 +90,7 @@ struct df_lockd *df_lockd_init(void *memory, const struct df_lockd_config *confi
 void df_lockd_prepare_slot(struct df_slot *slot, df_u32 index);
 
 /*
- * A session has been accepted (its Welcome may not have been sent yet; its first operation must come after this call). The
+ * A session is about to be accepted: its first operation must come after this call, which may already send to it (Freeze). The
  * shell chooses the node id: 1..sessions, not live, longest unused first. 0; or -1: too many sessions died in this
  * incarnation (slot.h, Limits), or the id is not free.
  */

@@ -1,0 +1,699 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+#include "rdma/lock/simulator.h"
+
+#include <cstring>
+
+namespace distfuse::lock_simulator
+{
+
+namespace
+{
+enum {
+	kToLockd,
+	kToClient,
+	kChain,
+	kShed,
+	kFreeze,
+	kLoop,
+	kLoopDone,
+	kThread,
+	kGone,
+	kJoin,
+};
+
+/* A lock in use keeps its client's earlier effects: a release that is posted may be done already. */
+df_u32 effective(const df_lock &lock)
+{
+	return lock.chain == DF_CHAIN_RELEASE ? lock.kept : lock.held;
+}
+} // namespace
+
+Simulator::Simulator(std::uint64_t seed, const Shape &shape)
+    : seed_(seed), shape_(shape), random_(seed), clients_(shape.clients), content_(shape.keys)
+{
+	df_lockd_shell shell{};
+
+	shell.context = this;
+	shell.post = [](void *context, df_u64 cookie, const df_chain *chain) {
+		Chain posted;
+		posted.chain = *chain;
+		posted.cookie = cookie;
+		static_cast<Simulator *>(context)->loop_.push_back(std::move(posted));
+	};
+	shell.send = [](void *context, df_u32 node, const df_msg *message) {
+		for (Client &client : static_cast<Simulator *>(context)->clients_)
+			if (client.node == node && !client.gone)
+				client.to_client.push_back(*message);
+	};
+	shell.drop = [](void *context, df_u32, int reason) {
+		static_cast<Simulator *>(context)->dropped_ = df_drop_text(reason);
+	};
+	table_.resize(shape.lockd.buckets * DF_BUCKET_SLOTS + shape.lockd.overflow);
+	for (df_u32 i = 0; i < table_.size(); i++)
+		df_lockd_prepare_slot(&table_[i], i);
+	memory_.resize(df_lockd_memory(&shape.lockd) / 8);
+	lockd_ = df_lockd_init(memory_.data(), &shape.lockd, &shell);
+	for (Client &client : clients_)
+		join(client);
+}
+
+void Simulator::fail(const std::string &what) const
+{
+	throw std::runtime_error("seed " + std::to_string(seed_) + ", step " +
+				 std::to_string(stats_.steps) + ": " + what);
+}
+
+std::string Simulator::describe(const Client &client, unsigned key) const
+{
+	const df_lock &lock = client.locks[key].core;
+	auto field = [](const char *name, df_u64 value) {
+		return std::string(" ") + name + "=" + std::to_string(value);
+	};
+
+	return " (node " + std::to_string(client.node) + field("key", key) + field("slot", lock.slot) +
+	       field("held", lock.held) + field("target", lock.target) + field("want", lock.want) +
+	       field("gate", lock.gate) + field("chain", lock.chain) + field("asked", lock.asked) +
+	       field("finding", lock.finding) + field("cancelling", lock.cancelling) +
+	       field("frozen", client.frozen.size()) + field("freezes", client.freezes.size()) + ")";
+}
+
+/* --- sessions ----------------------------------------------------------------------------- */
+
+void Simulator::join(Client &client)
+{
+	df_u32 node = 1 + below(shape_.lockd.sessions);
+	auto used = [&] {
+		for (const Client &other : clients_)
+			if (!other.gone && other.node == node)
+				return true;
+		return false;
+	};
+
+	while (used())
+		node = node % shape_.lockd.sessions + 1;
+	client = Client();
+	client.node = node;
+	client.gone = false; /* a Freeze may come with the call */
+	if (df_lockd_session_joined(lockd_, node))
+		fail("a free node id is refused");
+	client.table = {shape_.lockd.buckets, shape_.lockd.overflow, node};
+	client.alive = true;
+	client.locks.resize(shape_.keys);
+	client.threads.resize(shape_.threads);
+	for (unsigned key = 0; key < shape_.keys; key++) {
+		df_lock_init(&client.locks[key].core, &client.table, key_of(key));
+		client.locks[key].pins.resize(DF_MODES);
+	}
+}
+
+/* Its operations end where they are; what it sent may still arrive. What it held counts until lockd was told. */
+void Simulator::kill(Client &client)
+{
+	client.alive = false;
+	for (unsigned key = 0; key < shape_.keys; key++) {
+		Lock &lock = client.locks[key];
+		if (lock.dirty)
+			content_[key].lost = true;
+		lock.chain.reset();
+	}
+}
+
+void Simulator::gone(Client &client)
+{
+	client.gone = true;
+	client.to_lockd.clear();
+	client.to_client.clear();
+	df_lockd_session_gone(lockd_, client.node, 0);
+}
+
+/* --- the fabric --------------------------------------------------------------------------- */
+
+/* One operation; true after the last one. */
+bool Simulator::execute(Chain &chain)
+{
+	const df_op &op = chain.chain.op[chain.next++];
+	auto *bytes = reinterpret_cast<df_u8 *>(table_.data()) + op.offset;
+	df_u64 word = 0;
+
+	if (op.offset + op.length > table_.size() * DF_SLOT_SIZE)
+		fail("an operation outside of the table");
+	switch (op.kind) {
+	case DF_OP_READ:
+		chain.image.assign(bytes, bytes + op.length);
+		break;
+	case DF_OP_WRITE:
+		std::memcpy(bytes, chain.chain.bytes + op.data, op.length);
+		break;
+	case DF_OP_CAS:
+		std::memcpy(&chain.old, bytes, 8);
+		if (chain.old == op.expected)
+			std::memcpy(bytes, &op.operand, 8);
+		break;
+	default:
+		std::memcpy(&chain.old, bytes, 8);
+		word = chain.old + op.operand;
+		std::memcpy(bytes, &word, 8);
+		break;
+	}
+	return chain.next == chain.chain.count;
+}
+
+void Simulator::chain_step(Client &client, unsigned key)
+{
+	Lock &lock = client.locks[key];
+
+	if (lock.chain->next < lock.chain->chain.count) {
+		execute(*lock.chain);
+		return;
+	}
+	std::unique_ptr<Chain> done = std::move(lock.chain);
+	df_out out;
+	df_lock_chain_done(&lock.core, done->old,
+			   done->image.empty() ? nullptr : done->image.data(), &out);
+	if (!out.post || out.chain.kind != DF_CHAIN_UNDO)
+		lock.gate_slot = DF_NO_SLOT;
+	output(client, key, out);
+}
+
+void Simulator::loop_step()
+{
+	if (execute(loop_.front())) {
+		loop_done_.push_back(std::move(loop_.front()));
+		loop_.pop_front();
+	}
+}
+
+/* --- the client's shell ------------------------------------------------------------------- */
+
+void Simulator::output(Client &client, unsigned key, const df_out &out)
+{
+	Lock &lock = client.locks[key];
+
+	if (out.wake & DF_WAKE_RELEASED)
+		lock.shedding = false;
+	if (out.wake)
+		wake(client, key, out.wake);
+	if (out.shed) {
+		lock.shedding = true;
+		lock.keep = out.keep;
+	}
+	for (unsigned i = 0; i < out.messages; i++) {
+		if (df_msg_check(&out.message[i], out.message[i].head.length))
+			fail("a client would send a malformed " +
+			     std::string(df_msg_name(out.message[i].head.type)));
+		client.to_lockd.push_back(out.message[i]);
+	}
+	if (out.post) {
+		if (lock.chain)
+			fail("a second chain in flight");
+		lock.chain = std::make_unique<Chain>();
+		lock.chain->chain = out.chain;
+		lock.parked =
+			(out.chain.kind == DF_CHAIN_TAKE || out.chain.kind == DF_CHAIN_RELEASE ||
+			 out.chain.kind == DF_CHAIN_PUBLISH) &&
+			client.frozen.count(out.chain.slot);
+		if (!lock.parked && out.chain.slot != DF_NO_SLOT &&
+		    out.chain.kind != DF_CHAIN_CLAIM)
+			lock.gate_slot = out.chain.slot;
+	}
+	check_key(key);
+}
+
+void Simulator::wake(Client &client, unsigned key, df_u32 wake)
+{
+	Lock &lock = client.locks[key];
+
+	if (wake & DF_WAKE_GRANTED)
+		granted(client, key);
+	for (unsigned i = 0; i < client.threads.size(); i++) {
+		Thread &thread = client.threads[i];
+		if (thread.key != key ||
+		    (thread.state != Thread::waiting && thread.state != Thread::trying))
+			continue;
+		if (wake & DF_WAKE_GRANTED &&
+		    df_lock_pin_granted(&lock.core, thread.mode) == DF_PIN_OK)
+			pinned(client, i);
+		else if (wake & DF_WAKE_WOULD_BLOCK && thread.state == Thread::trying)
+			thread.state = Thread::idle, stats_.would_block++;
+		else if (wake & DF_WAKE_BUSY)
+			thread.state =
+				thread.state == Thread::trying ? Thread::idle : Thread::retry,
+			stats_.busy++;
+	}
+}
+
+/* The cluster-wide promise of version and value block, seen by who has just been granted the lock. */
+void Simulator::granted(Client &client, unsigned key)
+{
+	Lock &lock = client.locks[key];
+	const Content &content = content_[key];
+
+	stats_.grants++;
+	if (lock.core.held != DF_S && lock.core.held != DF_X)
+		return;
+	if (lock.dirty)
+		return; /* X all the time */
+	if (lock.core.value.flags & DF_VALUE_PUBLISHED &&
+	    (content.lost || lock.core.value.size != content.number))
+		fail("a value block that is not the last writer's");
+	if (lock.seen && lock.seen_version == lock.core.version) {
+		stats_.versions++;
+		if (lock.seen_content != content.number)
+			fail("the version stayed and the content changed");
+	}
+	lock.seen = true;
+	lock.seen_version = lock.core.version;
+	lock.seen_content = content.number;
+}
+
+df_value Simulator::value_of(unsigned key) const
+{
+	return {content_[key].number, 0, 0, 0};
+}
+
+const df_value *Simulator::to_publish(Client &client, unsigned key, df_value &value)
+{
+	Lock &lock = client.locks[key];
+
+	if (!lock.dirty || !lock.unpublished || effective(lock.core) != DF_X)
+		return nullptr;
+	lock.unpublished = false;
+	value = value_of(key);
+	return &value;
+}
+
+void Simulator::message(Client &client)
+{
+	df_msg message = client.to_client.front();
+
+	client.to_client.pop_front();
+	if (message.head.type == DF_MSG_GLIMPSE_REPLY) {
+		client.glimpses--;
+		stats_.glimpsed += message.glimpse_reply.fresh;
+		return;
+	}
+	if (message.head.type == DF_MSG_FREEZE) {
+		client.frozen.insert(message.head.slot);
+		client.freezes.push_back(message);
+		return;
+	}
+	if (message.head.type == DF_MSG_THAW) {
+		client.frozen.erase(message.head.slot);
+		std::erase_if(client.freezes, [&](const df_msg &freeze) {
+			return freeze.head.slot == message.head.slot;
+		});
+		for (Lock &lock : client.locks)
+			if (lock.parked && lock.chain->chain.slot == message.head.slot)
+				lock.parked = false, lock.gate_slot = message.head.slot;
+		return;
+	}
+	auto key = static_cast<unsigned>(df_key_split_inode(message.head.key) - 1);
+	if (key >= shape_.keys) {
+		df_msg reply;
+		if (df_client_unknown(&message, &reply) == 1)
+			client.to_lockd.push_back(reply);
+		return;
+	}
+	df_out out;
+	df_value value;
+	const df_value *publish =
+		message.head.type == DF_MSG_GLIMPSE ? to_publish(client, key, value) : nullptr;
+	if (df_lock_message(&client.locks[key].core, &message, publish, &out))
+		fail("a client breaks off at " + std::string(df_msg_name(message.head.type)));
+	output(client, key, out);
+}
+
+bool Simulator::freeze_ready(const Client &client, const df_msg &freeze) const
+{
+	for (const Lock &lock : client.locks)
+		if (lock.gate_slot == freeze.head.slot)
+			return false;
+	return true;
+}
+
+void Simulator::freeze_answer(Client &client, unsigned index)
+{
+	df_msg freeze = client.freezes[index], reply;
+	auto key = static_cast<unsigned>(df_key_split_inode(freeze.head.key) - 1);
+
+	client.freezes.erase(client.freezes.begin() + index);
+	if (key >= shape_.keys) {
+		df_client_unknown(&freeze, &reply);
+		client.to_lockd.push_back(reply);
+		return;
+	}
+	df_out out;
+	if (df_lock_message(&client.locks[key].core, &freeze, nullptr, &out))
+		fail("a client breaks off at Freeze");
+	output(client, key, out);
+}
+
+void Simulator::shed(Client &client, unsigned key)
+{
+	Lock &lock = client.locks[key];
+	df_u32 kept = lock.keep == DF_S && below(4) == 0 ? df_u32{DF_NL} : lock.keep;
+	df_value value = value_of(key);
+	df_out out;
+
+	if (lock.core.gate == DF_GATE_REVOKING) {
+		if (df_lock_close_gate(&lock.core))
+			fail("the gate does not close");
+		return;
+	}
+	if (lock.dirty) {
+		content_[key].lost = false;
+		lock.seen_content = content_[key].number;
+	}
+	if (df_lock_shed_done(&lock.core, kept, lock.dirty ? &value : nullptr, &out))
+		fail("shed_done is refused");
+	lock.shedding = false;
+	lock.dirty = false;
+	output(client, key, out);
+}
+
+/* --- simulated applications --------------------------------------------------------------- */
+
+void Simulator::start(Client &client, unsigned index)
+{
+	Thread &thread = client.threads[index];
+
+	thread.key = below(shape_.keys);
+	thread.mode = shape_.intentions && below(4) == 0 ? 1 + below(2) : (below(2) ? df_u32{DF_S} : df_u32{DF_X});
+	Lock &lock = client.locks[thread.key];
+	if (df_lock_pin(&lock.core, thread.mode) == DF_PIN_OK) {
+		pinned(client, index);
+		return;
+	}
+	if (below(3) == 0 && df_lock_pin_guest(&lock.core, thread.mode) == DF_PIN_OK) {
+		stats_.guests++;
+		pinned(client, index);
+		return;
+	}
+	if (below(3) == 0) {
+		df_out out;
+		thread.state = Thread::trying;
+		if (df_lock_want(&lock.core, thread.mode, 1, &out) != DF_WANT_STARTED)
+			thread.state = Thread::idle;
+		output(client, thread.key, out);
+		return;
+	}
+	want(client, index);
+}
+
+void Simulator::want(Client &client, unsigned index)
+{
+	Thread &thread = client.threads[index];
+	Lock &lock = client.locks[thread.key];
+	df_out out;
+
+	thread.state = Thread::waiting;
+	if (df_lock_want(&lock.core, thread.mode, 0, &out) == DF_WANT_HELD) {
+		if (df_lock_pin(&lock.core, thread.mode) != DF_PIN_OK)
+			fail("held, and not to be pinned");
+		pinned(client, index);
+	}
+	output(client, thread.key, out);
+}
+
+void Simulator::cancel(Client &client, unsigned index)
+{
+	unsigned key = client.threads[index].key;
+	df_out out;
+
+	client.threads[index].state = Thread::idle;
+	for (const Thread &thread : client.threads)
+		if (thread.state == Thread::waiting && thread.key == key)
+			return;
+	df_lock_cancel(&client.locks[key].core, &out);
+	output(client, key, out);
+}
+
+void Simulator::pinned(Client &client, unsigned index)
+{
+	Thread &thread = client.threads[index];
+
+	thread.state = Thread::holding;
+	client.locks[thread.key].pins[thread.mode]++;
+	check_key(thread.key);
+	if (thread.mode == DF_X && below(2)) {
+		Lock &lock = client.locks[thread.key];
+		content_[thread.key].number++;
+		content_[thread.key].lost = true;
+		lock.dirty = lock.unpublished = true;
+	}
+}
+
+void Simulator::unpin(Client &client, unsigned index)
+{
+	Thread &thread = client.threads[index];
+
+	client.locks[thread.key].pins[thread.mode]--;
+	df_lock_unpin(&client.locks[thread.key].core);
+	thread.state = Thread::idle;
+}
+
+void Simulator::drop(Client &client, unsigned key)
+{
+	df_out out;
+
+	df_lock_drop(&client.locks[key].core, &out);
+	output(client, key, out);
+}
+
+void Simulator::glimpse(Client &client, unsigned key)
+{
+	df_u32 slot = client.locks[key].core.slot;
+
+	if (slot == DF_NO_SLOT || client.glimpses > 3 ||
+	    !df_glimpse_needed(&table_[slot], key_of(key), client.node))
+		return;
+	df_msg message;
+	df_msg_init(&message, DF_MSG_GLIMPSE, slot, key_of(key), client.next_request++);
+	client.to_lockd.push_back(message);
+	client.glimpses++;
+}
+
+/* Nobody holds or uses what another one excludes. */
+void Simulator::check_key(unsigned key) const
+{
+	for (const Client &a : clients_) {
+		if (a.gone)
+			continue;
+		for (const Client &b : clients_) {
+			if (&a == &b || b.gone)
+				continue;
+			const Lock &one = a.locks[key], &other = b.locks[key];
+			if (!df_compatible(effective(one.core), effective(other.core)))
+				fail("two clients hold what excludes one another");
+			for (df_u32 m = 1; m < DF_MODES; m++)
+				for (df_u32 n = 1; n < DF_MODES; n++)
+					if (one.pins[m] && other.pins[n] && !df_compatible(m, n))
+						fail("two clients use what excludes one another");
+		}
+	}
+}
+
+/* --- the schedule ------------------------------------------------------------------------- */
+
+void Simulator::collect(std::vector<Move> &moves)
+{
+	auto add = [&](unsigned what, unsigned who, unsigned which) {
+		moves.push_back({what, {who, which}});
+	};
+	for (unsigned c = 0; c < clients_.size(); c++) {
+		Client &client = clients_[c];
+		if (!client.to_lockd.empty() && !client.gone)
+			add(kToLockd, c, 0);
+		if (!client.alive) {
+			add(client.gone ? kJoin : kGone, c, 0);
+			continue;
+		}
+		if (!client.to_client.empty())
+			add(kToClient, c, 0);
+		for (unsigned i = 0; i < client.freezes.size(); i++)
+			if (freeze_ready(client, client.freezes[i]))
+				add(kFreeze, c, i);
+		for (unsigned key = 0; key < shape_.keys; key++) {
+			Lock &lock = client.locks[key];
+			if (lock.chain && !lock.parked)
+				add(kChain, c, key);
+			if (lock.shedding && !lock.core.pins)
+				add(kShed, c, key);
+		}
+		for (unsigned t = 0; t < client.threads.size(); t++) {
+			Thread::State state = client.threads[t].state;
+			if (state == Thread::holding || state == Thread::retry ||
+			    (state == Thread::idle && active_))
+				add(kThread, c, t);
+		}
+	}
+	if (!loop_.empty())
+		add(kLoop, 0, 0);
+	if (!loop_done_.empty())
+		add(kLoopDone, 0, 0);
+}
+
+void Simulator::perform(const Move &move)
+{
+	Client &client = clients_[move.second.first];
+	unsigned which = move.second.second;
+
+	switch (move.first) {
+	case kToLockd: {
+		df_msg message = client.to_lockd.front();
+		client.to_lockd.pop_front();
+		df_lockd_message(lockd_, client.node, &message);
+		break;
+	}
+	case kToClient:
+		message(client);
+		break;
+	case kChain:
+		chain_step(client, which);
+		break;
+	case kShed:
+		shed(client, which);
+		break;
+	case kFreeze:
+		freeze_answer(client, which);
+		break;
+	case kLoop:
+		loop_step();
+		break;
+	case kLoopDone: {
+		Chain done = std::move(loop_done_.front());
+		loop_done_.pop_front();
+		df_lockd_chain_done(lockd_, done.cookie, done.old,
+				    done.image.empty() ? nullptr : done.image.data());
+		break;
+	}
+	case kThread:
+		if (client.threads[which].state == Thread::holding)
+			unpin(client, which);
+		else if (client.threads[which].state == Thread::retry)
+			want(client, which);
+		else
+			start(client, which);
+		break;
+	case kGone:
+		gone(client);
+		break;
+	default:
+		join(client);
+		break;
+	}
+}
+
+/* What an environment does to us. */
+void Simulator::disturb()
+{
+	Client &client = clients_[below(shape_.clients)];
+	unsigned key = below(shape_.keys), thread = below(shape_.threads);
+
+	if (!client.alive)
+		return;
+	switch (below(12)) {
+	case 0:
+		if (shape_.kills && below(8) == 0)
+			kill(client);
+		break;
+	case 1:
+	case 2:
+	case 3:
+		if (client.threads[thread].state == Thread::waiting)
+			cancel(client, thread);
+		break;
+	case 4:
+	case 5:
+		if (df_lock_quiet(&client.locks[key].core)) { /* the shell forgets the inode */
+			df_lock_init(&client.locks[key].core, &client.table, key_of(key));
+			client.locks[key].seen = false;
+		}
+		break;
+	case 6:
+	case 7:
+	case 8:
+		glimpse(client, key);
+		break;
+	default:
+		drop(client, key);
+		break;
+	}
+}
+
+bool Simulator::step(bool active)
+{
+	std::vector<Move> moves;
+
+	active_ = active;
+	stats_.steps++;
+	if (active && below(20) == 0)
+		disturb();
+	collect(moves);
+	if (moves.empty())
+		return false;
+	perform(moves[below(static_cast<unsigned>(moves.size()))]);
+	if (!dropped_.empty())
+		fail("an honest client is dropped: it " + dropped_);
+	return true;
+}
+
+/* Nothing new begins; what has begun must end. */
+void Simulator::rest(const char *phase)
+{
+	for (unsigned steps = 0; step(false); steps++)
+		if (steps > 300000)
+			fail(std::string("no rest: ") + phase);
+	for (const Client &client : clients_) {
+		for (const Thread &thread : client.threads)
+			if (thread.state != Thread::idle)
+				fail(std::string("a waiter is forgotten: ") + phase + describe(client, thread.key));
+		for (const Lock &lock : client.locks)
+			if (lock.shedding || lock.chain || lock.core.want || lock.core.target)
+				fail(std::string("something is left undone: ") + phase);
+		if (client.glimpses)
+			fail(std::string("a glimpse is forgotten: ") + phase);
+	}
+}
+
+void Simulator::drop_everything()
+{
+	bool held = true;
+
+	while (held) {
+		held = false;
+		for (Client &client : clients_) {
+			for (unsigned key = 0; key < shape_.keys; key++) {
+				held = held || client.locks[key].core.held != DF_NL;
+				drop(client, key);
+			}
+		}
+		rest("dropping");
+	}
+}
+
+Stats Simulator::run()
+{
+	for (unsigned i = 0; i < shape_.steps; i++)
+		step(true);
+	rest("after work");
+	drop_everything();
+	/* What the dead left is put right when somebody needs it: need everything. */
+	for (unsigned key = 0; key < shape_.keys; key++) {
+		Thread &thread = clients_[0].threads[0];
+		thread.key = key;
+		thread.mode = DF_X;
+		want(clients_[0], 0);
+		rest("sweeping");
+		drop_everything();
+	}
+	df_lockd_read_counters(lockd_, &stats_.lockd);
+	if (stats_.lockd.objects || stats_.lockd.waiters)
+		fail("objects or waiters are left at lockd");
+	for (const df_slot &slot : table_)
+		if (slot.word)
+			fail("a count is left in a word");
+	return stats_;
+}
+
+} // namespace distfuse::lock_simulator
