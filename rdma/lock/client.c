@@ -172,7 +172,8 @@ static void take_failed(struct df_lock *lock, struct df_out *out)
 		find_again(lock, out);
 		return;
 	}
-	if (lock->try_only || !somebody_waits(lock)) {
+	if (lock->try_only ||
+	    df_covers(lock->held, lock->want)) { /* nobody waits for more any longer */
 		if (lock->woken)
 			send_released(lock, 0, out);
 		end_acquire(lock, lock->try_only ? DF_WAKE_WOULD_BLOCK : 0, out);
