@@ -46,7 +46,7 @@ enum df_drop_reason {
 	DF_DROP_MESSAGE = 1, /* a type, mode or field that no client may send */
 	DF_DROP_SLOT,	     /* a slot outside of the table */
 	DF_DROP_FLOOD,	     /* more requests than Welcome allowed */
-	DF_DROP_DUPLICATE,   /* a second Ask for a slot while one waits */
+	DF_DROP_DUPLICATE,   /* a second Ask for a key while one waits */
 	DF_DROP_ANSWER,	     /* an answer to what was not asked */
 	DF_DROP_STATE,	     /* says to hold what another live session has */
 };

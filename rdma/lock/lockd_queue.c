@@ -442,7 +442,9 @@ void df_queue_ask(struct df_lockd *lockd, df_u32 node, const struct df_msg_ask *
 	union df_msg grant;
 
 	for (waiter = object ? object->head : NULL; waiter; waiter = waiter->next) {
-		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state) {
+		/* By key: an Ask for the key that the slot had before may still stand in the queue. */
+		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
+		    waiter->key == ask->head.key) {
 			df_lockd_drop(lockd, node, DF_DROP_DUPLICATE);
 			return;
 		}

@@ -104,7 +104,8 @@ static void note_state(struct df_object *object, df_u32 node, df_u32 held)
 	if (held != DF_NL && held != DF_X)
 		object->sharers |= 1ull << (node % DF_HINTS);
 	for (waiter = object->head; waiter; waiter = waiter->next)
-		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state)
+		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
+		    waiter->key == object->image.key)
 			waiter->held = (df_u8)held;
 }
 
