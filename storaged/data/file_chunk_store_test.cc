@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "storaged/data/file_chunk_store.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -287,6 +291,40 @@ TEST(FileChunkStore, RandomConcurrentOperationsAgreeWithTheModel) {
     if (::testing::Test::HasFailure()) break;
   }
   run_until(*store, [&] { return store->in_flight() == 0; });
+}
+
+/// From here on this process may not set up an io_uring.
+bool forbid_io_uring() {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{static_cast<unsigned short>(std::size(filter)), filter};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST(FileChunkStore, WithoutIoUringSaysWhatToDoAndLeavesNothing) {
+  TemporaryDirectory directory;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    if (!forbid_io_uring()) ::_exit(2);
+    FileChunkStoreOptions options;
+    options.directory = directory.path() + "/store";
+    options.cluster_id = kCluster;
+    auto store = open_file_chunk_store(options);
+    const bool said = !store && store.error().code == EPERM &&
+                      store.error().message.find("kernel.io_uring_disabled") != std::string::npos;
+    ::_exit(said && !std::filesystem::exists(options.directory) ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 2)
+    GTEST_SKIP() << "NOT TESTED: no io_uring. seccomp is not permitted here";
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 // ---- capacity
