@@ -43,8 +43,9 @@ std::string summary(const json& daemon) {
       if (status.contains(role)) text += fmt::format("{}{}", text.empty() ? "" : "+", role);
     }
     if (const json data = status.value("data", json()); data.is_object()) {
-      text += fmt::format(", {} of {} free", size_text(number(data, "bytes_free")),
-                          size_text(number(data, "bytes_total")));
+      const json capacity = data.value("capacity", json::object());
+      text += fmt::format(", {} of {} free", size_text(number(capacity, "available")),
+                          size_text(number(capacity, "total")));
     }
     return text;
   }
