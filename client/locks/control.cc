@@ -61,9 +61,11 @@ void Control::fail(const std::string& reason) {
 void Control::say_bye(milliseconds timeout) {
   df_msg message;
   df_msg_init(&message, DF_MSG_BYE, 0, 0, 0);
-  send(message);
   std::unique_lock lock(mutex_);
-  bye_ = true;
+  if (ended_) return;
+  queue_.push_back(message);
+  bye_ = true;  // Together: the end of the connection may be seen before this thread goes on.
+  if (std::exchange(sleeping_, false)) worker_->wake();
   changed_.wait_for(lock, timeout, [this] { return ended_; });
 }
 

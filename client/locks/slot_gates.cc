@@ -33,33 +33,29 @@ void SlotGates::leave(df_u32 slot) {
   for (const auto& message : due) answer_(message);
 }
 
-bool SlotGates::freeze(const df_msg& message) {
+void SlotGates::freeze(const df_msg& message) {
   Gate& gate = gate_of(message.head.slot);
   {
     const std::lock_guard lock(gate.mutex);
-    if (gate.closed) return true;
-    if (std::ranges::find(gate.frozen, message.head.slot) != gate.frozen.end()) return false;
-    gate.frozen.push_back(message.head.slot);
+    if (gate.closed) return;
+    // It may come again, with another number; one thaw ends it all the same.
+    if (std::ranges::find(gate.frozen, message.head.slot) == gate.frozen.end()) {
+      gate.frozen.push_back(message.head.slot);
+    }
     if (gate.inside != 0) {
       gate.pending.push_back(message);
-      return true;
+      return;
     }
   }
   answer_(message);
-  return true;
 }
 
-bool SlotGates::thaw(df_u32 slot) {
+void SlotGates::thaw(df_u32 slot) {
   Gate& gate = gate_of(slot);
   const std::lock_guard lock(gate.mutex);
-  if (gate.closed) return true;
-  const auto found = std::ranges::find(gate.frozen, slot);
-  if (found == gate.frozen.end()) return false;
-  gate.frozen.erase(found);
-  // lockd may thaw before we answered, when what it wanted to know has become clear without us.
+  std::erase(gate.frozen, slot);  // Who joined after the Freeze is thawed with the others.
   std::erase_if(gate.pending, [slot](const df_msg& m) { return m.head.slot == slot; });
   if (gate.frozen.empty()) gate.opened.notify_all();
-  return true;
 }
 
 void SlotGates::close() {

@@ -31,9 +31,9 @@ class SlotGates {
   bool enter(df_u32 slot);
   bool try_enter(df_u32 slot);
   void leave(df_u32 slot);
-  /// false: lockd broke the protocol (the slot is frozen already, or not).
-  bool freeze(const df_msg& message);
-  bool thaw(df_u32 slot);
+  /// Again for a frozen slot: answered again.
+  void freeze(const df_msg& message);
+  void thaw(df_u32 slot);
   /// The session is over: nobody waits any more.
   void close();
 
@@ -43,8 +43,9 @@ class SlotGates {
     std::mutex mutex;
     std::condition_variable opened;
     unsigned inside = 0;
-    std::vector<df_u32> frozen;   ///< Slots; ≤ what lockd has contended.
-    std::vector<df_msg> pending;  ///< Freezes not answered yet: of slots in `frozen`.
+    std::vector<df_u32> frozen;  ///< Slots, each once; ≤ what lockd has contended.
+    std::vector<df_msg>
+        pending;  ///< Freezes not answered yet, of slots in `frozen`; lockd sends few for one.
     bool closed = false;
   };
   Gate& gate_of(df_u32 slot) { return gates_[slot % kGates]; }

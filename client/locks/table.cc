@@ -213,9 +213,11 @@ bool Table::receive(const df_msg& message) {
       if (Requests::is_ours(head.seq)) return requests_->answer(message);
       break;
     case DF_MSG_THAW:
-      return gates_.thaw(head.slot);
+      gates_.thaw(head.slot);
+      return true;
     case DF_MSG_FREEZE:
-      return gates_.freeze(message);
+      gates_.freeze(message);
+      return true;
     case DF_MSG_GLIMPSE:
       return receive_glimpse(message);
     default:
@@ -241,6 +243,10 @@ void Table::lost(const std::string& reason) {
     lock->changed.notify_all();
   }
   owner_.session_lost(reason);
+}
+
+void Table::abandon(const std::string& reason) {
+  session_failed(Error{ENOTCONN, reason});
 }
 
 void Table::session_failed(const Error& error) {

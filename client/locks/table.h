@@ -63,6 +63,8 @@ class Table final : public LockTable, private Receiver {
 
   /// For the log and for tests that hang: every lock that is not quiet, one a line.
   [[nodiscard]] std::string describe();
+  /// Ends the session without Bye, as if the connection had broken.
+  void abandon(const std::string& reason);
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -88,8 +90,8 @@ class Table final : public LockTable, private Receiver {
   bool feed(Lock& lock, const df_msg& message, const df_value* publish);
 
   // Performing what a machine asks for (table_perform.cc). Called with the lock's mutex held but run().
-  [[nodiscard]] bool perform(Lock& lock, df_out& out, df_chain& chain);
-  df_u32 wake(Lock& lock, unsigned bits);
+  [[nodiscard]] bool perform(Lock& lock, const df_out& out, df_chain& chain);
+  void wake(Lock& lock, unsigned bits);
   void begin_shed(Lock& lock, Mode keep);
   void settle(Lock& lock);
   void run(Lock& lock, const df_chain& first);

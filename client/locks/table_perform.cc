@@ -21,10 +21,8 @@ bool is_gated(std::uint32_t kind) {
 
 }  // namespace
 
-/// Tells the waiters; answers with what the granted mode does not cover and still must be asked for.
-df_u32 Table::wake(Lock& lock, unsigned bits) {
-  df_u32 uncovered = DF_NL;
-  if (bits == 0) return uncovered;
+void Table::wake(Lock& lock, unsigned bits) {
+  if (bits == 0) return;
   std::erase_if(lock.waiters, [&](Waiter* waiter) {
     using State = Waiter::State;
     if ((bits & DF_WAKE_LOST) != 0) {
@@ -38,7 +36,6 @@ df_u32 Table::wake(Lock& lock, unsigned bits) {
         waiter->state = State::granted;
         return true;
       }
-      if (!waiter->try_only) uncovered = df_join(uncovered, to_core(waiter->mode));
     }
     if (waiter->try_only) {
       if ((bits & DF_WAKE_WOULD_BLOCK) == 0) return false;
@@ -49,33 +46,21 @@ df_u32 Table::wake(Lock& lock, unsigned bits) {
     return false;
   });
   lock.changed.notify_all();
-  return uncovered;
 }
 
 /// Under the mutex: performs `out`; true: `chain` must be run, without the mutex.
-bool Table::perform(Lock& lock, df_out& out, df_chain& chain) {
-  bool post = false;
-  while (true) {
-    const df_u32 uncovered = wake(lock, out.wake);
-    if (out.shed != 0) begin_shed(lock, from_core(out.keep));
-    for (unsigned i = 0; i < out.messages; ++i) {
-      const auto type = out.message[i].head.type;
-      if (type == DF_MSG_ASK) counts_.asks.fetch_add(1, std::memory_order_relaxed);
-      if (type == DF_MSG_FIND) counts_.finds.fetch_add(1, std::memory_order_relaxed);
-      control_->send(out.message[i]);
-    }
-    if (out.post != 0) {
-      if (post) broken(lock, "two chains at once");
-      chain = out.chain;
-      post = true;
-    }
-    if (uncovered == DF_NL) break;
-    const int result = df_lock_want(&lock.core, uncovered, 0, &out);
-    if (result == DF_WANT_LOST) break;  // LOST has been performed, or is about to be.
-    if (result == DF_WANT_HELD) broken(lock, "a waiter that was covered was not pinned");
+bool Table::perform(Lock& lock, const df_out& out, df_chain& chain) {
+  wake(lock, out.wake);
+  if (out.shed != 0) begin_shed(lock, from_core(out.keep));
+  for (unsigned i = 0; i < out.messages; ++i) {
+    const auto type = out.message[i].head.type;
+    if (type == DF_MSG_ASK) counts_.asks.fetch_add(1, std::memory_order_relaxed);
+    if (type == DF_MSG_FIND) counts_.finds.fetch_add(1, std::memory_order_relaxed);
+    control_->send(out.message[i]);
   }
+  if (out.post != 0) chain = out.chain;
   settle(lock);
-  return post;
+  return out.post != 0;
 }
 
 void Table::settle(Lock& lock) {

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "client/locks/testing/cluster.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace distfuse::client::testing {
+
+namespace {
+
+/// Without storageds there is nothing to refuse.
+class NoStorage final : public lockd::Storage {
+ public:
+  explicit NoStorage(std::shared_ptr<std::atomic<unsigned>> fenced) : fenced_(std::move(fenced)) {}
+  Status fence(lockd::SessionId /*session*/) override {
+    ++*fenced_;
+    return {};
+  }
+
+ private:
+  std::shared_ptr<std::atomic<unsigned>> fenced_;
+};
+
+[[noreturn]] void fail(const Error& error) {
+  std::fprintf(stderr, "test cluster: %s\n", error.message.c_str());
+  std::abort();
+}
+
+}  // namespace
+
+Cluster::Cluster(std::uint32_t slots) {
+  lockd::ServiceOptions options;
+  options.cluster_id = kId;
+  options.fabric = {"ucx", "lo"};
+  options.listen = "127.0.0.1:0";
+  options.slots = slots;
+  auto service = lockd::Service::create(options, std::make_unique<NoStorage>(fenced_));
+  if (!service) fail(service.error());
+  service_ = std::move(*service);
+  thread_ = std::thread([this] { service_->run(); });
+}
+
+Cluster::~Cluster() {
+  stop();
+}
+
+void Cluster::stop() {
+  if (service_ == nullptr) return;
+  service_->stop();
+  thread_.join();
+  service_.reset();
+}
+
+LockTableOptions Cluster::options(const std::string& name) const {
+  LockTableOptions options;
+  options.device = "lo";
+  options.lockd = service_->address();
+  options.cluster_id = kId;
+  options.mount_name = name;
+  options.lanes = 8;
+  options.revokers = 4;
+  return options;
+}
+
+std::unique_ptr<LockTable> Cluster::table(const LockTableOptions& options,
+                                          CacheOwner& owner) const {
+  auto table = LockTable::create(options, owner);
+  if (!table) fail(table.error());
+  return std::move(*table);
+}
+
+std::unique_ptr<LockTable> Cluster::table(const std::string& name, CacheOwner& owner) const {
+  return table(options(name), owner);
+}
+
+}  // namespace distfuse::client::testing
