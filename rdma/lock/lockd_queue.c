@@ -519,7 +519,7 @@ void df_queue_cancel(struct df_lockd *lockd, df_u32 node, const struct df_msg_he
 
 	for (waiter = object ? object->head : NULL; waiter; before = waiter, waiter = waiter->next)
 		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
-		    waiter->seq == head->seq)
+		    waiter->seq == head->seq && waiter->key == head->key)
 			break;
 	/* Answered meanwhile, or about to be granted: that is the answer. */
 	if (!waiter || in_batch(object, waiter))

@@ -70,11 +70,12 @@ std::string Simulator::describe(const Client &client, unsigned key) const
 		return std::string(" ") + name + "=" + std::to_string(value);
 	};
 
-	return " (node " + std::to_string(client.node) + field("key", key) + field("slot", lock.slot) +
-	       field("held", lock.held) + field("target", lock.target) + field("want", lock.want) +
-	       field("gate", lock.gate) + field("chain", lock.chain) + field("asked", lock.asked) +
-	       field("finding", lock.finding) + field("cancelling", lock.cancelling) +
-	       field("frozen", client.frozen.size()) + field("freezes", client.freezes.size()) + ")";
+	return " (node " + std::to_string(client.node) + field("key", key) +
+	       field("slot", lock.slot) + field("held", lock.held) + field("target", lock.target) +
+	       field("want", lock.want) + field("gate", lock.gate) + field("chain", lock.chain) +
+	       field("asked", lock.asked) + field("finding", lock.finding) +
+	       field("cancelling", lock.cancelling) + field("frozen", client.frozen.size()) +
+	       field("freezes", client.freezes.size()) + ")";
 }
 
 /* --- sessions ----------------------------------------------------------------------------- */
@@ -378,7 +379,8 @@ void Simulator::start(Client &client, unsigned index)
 	Thread &thread = client.threads[index];
 
 	thread.key = below(shape_.keys);
-	thread.mode = shape_.intentions && below(4) == 0 ? 1 + below(2) : (below(2) ? df_u32{DF_S} : df_u32{DF_X});
+	thread.mode = shape_.intentions && below(4) == 0 ? 1 + below(2)
+							 : (below(2) ? df_u32{DF_S} : df_u32{DF_X});
 	Lock &lock = client.locks[thread.key];
 	if (df_lock_pin(&lock.core, thread.mode) == DF_PIN_OK) {
 		pinned(client, index);
@@ -647,7 +649,8 @@ void Simulator::rest(const char *phase)
 	for (const Client &client : clients_) {
 		for (const Thread &thread : client.threads)
 			if (thread.state != Thread::idle)
-				fail(std::string("a waiter is forgotten: ") + phase + describe(client, thread.key));
+				fail(std::string("a waiter is forgotten: ") + phase +
+				     describe(client, thread.key));
 		for (const Lock &lock : client.locks)
 			if (lock.shedding || lock.chain || lock.core.want || lock.core.target)
 				fail(std::string("something is left undone: ") + phase);
