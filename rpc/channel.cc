@@ -226,12 +226,14 @@ void Channel::connected(std::uint32_t target, Handshake& handshake, Clock::time_
 
 void Channel::went_down(std::uint32_t target, Clock::time_point now) {
   Link& link = *links_[target];
+  const bool was_up = link.state == Link::State::closing;
   link.state = Link::State::down;
   if (link.away_since == Clock::time_point{}) link.away_since = now;
   link.backoff = std::clamp<std::chrono::milliseconds>(2 * link.backoff, 5ms, kBackoffMax);
   link.next_attempt = now + link.backoff;
+  // A link that broke is nothing to tell of when the next attempt succeeds.
   Target& t = *state_.targets[target];
-  if (!t.failed && !t.away.exchange(true))
+  if (!was_up && !t.failed && !t.away.exchange(true))
     spdlog::warn("rpc: {} ({}) is away: {}; trying again for {} s", t.name, t.address, link.reason,
                  std::chrono::duration_cast<std::chrono::seconds>(give_up_).count());
 }

@@ -55,7 +55,7 @@ ucs_status_t ServerImpl::on_message(bool metadata, std::span<const std::byte> he
       header.size() >= sizeof in.head ? connections_.find(in.head.token) : connections_.end();
   if (it == connections_.end() || it->second->endpoint == nullptr) {
     if (counters_.dropped++ == 0)
-      spdlog::warn("rpc: a message without a connection was dropped (later ones are only counted)");
+      spdlog::debug("rpc: a message of a connection that is over was dropped");
     return UCS_OK;
   }
   Connection& connection = *it->second;

@@ -6,7 +6,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 
 #include "rpc/wire.h"
 
@@ -17,16 +16,6 @@ Error ucx_error(int code, const char* what, ucs_status_t status) {
   return Error{code, std::string(what) + ": " + ucs_status_string(status)};
 }
 
-/// Shared memory endpoints with peer-failure mode are off by default in UCX, because it cannot notice the death of the peer by
-/// itself; our stream can. These two are read from the environment only, when a context is made.
-void allow_shared_memory() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    setenv("UCX_POSIX_ERROR_HANDLING", "y", 0);
-    setenv("UCX_SYSV_ERROR_HANDLING", "y", 0);
-  });
-}
-
 }  // namespace
 
 std::uint32_t address_hash(std::span<const std::byte> address) {
@@ -34,11 +23,14 @@ std::uint32_t address_hash(std::span<const std::byte> address) {
 }
 
 Result<std::shared_ptr<UcxContext>> UcxContext::create(const std::string& device) {
-  allow_shared_memory();
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return ucx_error(EIO, "UCX configuration", status);
   if (!device.empty()) status = ucp_config_modify(config, "NET_DEVICES", device.c_str());
+  // No shared memory: over it, UCX cannot end an endpoint whose peer was killed with its receive queue full. The operations
+  // on it never complete (their memory stays in use) and the worker can never sleep again. UCX_TLS overrides this.
+  if (status == UCS_OK && std::getenv("UCX_TLS") == nullptr)
+    status = ucp_config_modify(config, "TLS", "^sm");
   // UCX's keepalive stays on, though the stream tells of a dead peer sooner: without it endpoints have no indirect ids, and a
   // late packet would name an endpoint by a stale pointer.
   ucp_context_h handle = nullptr;
