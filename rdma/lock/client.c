@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Parties, states and duties of the shell: client.h. */
-#include "rdma/lock/client.h"
+#include "rdma/lock/client_internal.h"
 
-#define STALE_TAKES 8 /* then lockd is asked, which serialises with its own re-keying */
-
-static df_u64 own_unit(const struct df_lock *lock, df_u32 mode)
+df_u64 df_own_unit(const struct df_lock *lock, df_u32 mode)
 {
 	return df_unit(mode, lock->table->node);
 }
@@ -18,8 +16,7 @@ static void out_begin(struct df_out *out)
 	out->post = 0;
 }
 
-static union df_msg *add_message(struct df_out *out, df_u32 type, df_u32 slot, df_u64 key,
-				 df_u64 seq)
+union df_msg *df_add_message(struct df_out *out, df_u32 type, df_u32 slot, df_u64 key, df_u64 seq)
 {
 	union df_msg *message = &out->message[out->messages++];
 
@@ -27,12 +24,13 @@ static union df_msg *add_message(struct df_out *out, df_u32 type, df_u32 slot, d
 	return message;
 }
 
-static void send_released(struct df_lock *lock, df_u64 seq, struct df_out *out)
+void df_send_released(struct df_lock *lock, df_u64 seq, struct df_out *out)
 {
-	add_message(out, DF_MSG_RELEASED, lock->slot, lock->key, seq)->released.kept = lock->held;
+	df_add_message(out, DF_MSG_RELEASED, lock->slot, lock->key, seq)->released.kept =
+		lock->held;
 }
 
-static struct df_chain *begin_chain(struct df_lock *lock, df_u32 kind, struct df_out *out)
+struct df_chain *df_begin_chain(struct df_lock *lock, df_u32 kind, struct df_out *out)
 {
 	lock->chain = (df_u8)kind;
 	out->post = 1;
@@ -40,237 +38,23 @@ static struct df_chain *begin_chain(struct df_lock *lock, df_u32 kind, struct df
 	return &out->chain;
 }
 
-static df_u64 word_offset(const struct df_lock *lock)
+df_u64 df_word_offset(const struct df_lock *lock)
 {
 	return df_slot_offset(lock->slot);
 }
 
 /* ORDER: the hint before the word, so that whoever is counted is hinted. */
-static void chain_hint(struct df_lock *lock, struct df_chain *chain)
+void df_chain_hint(struct df_lock *lock, struct df_chain *chain)
 {
 	static const df_u8 set = 1;
 	df_u64 offset = offsetof(struct df_slot, hints) + lock->table->node % DF_HINTS;
 
-	df_chain_write(chain, word_offset(lock) + offset, 0, &set, 1);
-}
-
-static int somebody_waits(const struct df_lock *lock)
-{
-	return lock->want != DF_NL || lock->try_only;
+	df_chain_write(chain, df_word_offset(lock) + offset, 0, &set, 1);
 }
 
 static int being_revoked(const struct df_lock *lock)
 {
 	return lock->gate != DF_GATE_OPEN || lock->next_seq;
-}
-
-/* --- taking ------------------------------------------------------------------------------- */
-
-static void post_take(struct df_lock *lock, struct df_out *out)
-{
-	struct df_chain *chain = begin_chain(lock, DF_CHAIN_TAKE, out);
-	df_u64 held = own_unit(lock, lock->held);
-	df_u64 target;
-
-	if (!lock->try_only) /* waiters may have come and gone since the search began */
-		lock->target = (df_u8)df_join(lock->held, lock->want);
-	target = own_unit(lock, lock->target);
-	lock->woken = 0;
-	lock->refind = 0;
-	lock->undo = held - target;
-	if (lock->target == DF_X) {
-		df_chain_cas(chain, word_offset(lock), held, target);
-	} else {
-		chain_hint(lock, chain);
-		df_chain_faa(chain, word_offset(lock), target - held);
-	}
-	df_chain_read(chain, word_offset(lock), DF_SLOT_SIZE);
-}
-
-static void post_find(struct df_lock *lock, struct df_out *out)
-{
-	df_u32 bucket = df_hash_bucket(lock->key, lock->table->buckets);
-	struct df_chain *chain = begin_chain(lock, DF_CHAIN_FIND, out);
-
-	df_chain_read(chain, (df_u64)bucket * DF_BUCKET_SIZE, DF_BUCKET_SIZE);
-}
-
-static void begin_acquire(struct df_lock *lock, df_u32 mode, struct df_out *out)
-{
-	lock->target = (df_u8)df_join(lock->held, mode);
-	if (lock->slot == DF_NO_SLOT)
-		post_find(lock, out);
-	else
-		post_take(lock, out);
-}
-
-static void advance(struct df_lock *lock, struct df_out *out);
-
-static void end_acquire(struct df_lock *lock, df_u32 wake, struct df_out *out)
-{
-	lock->target = DF_NL;
-	lock->try_only = 0;
-	out->wake |= (df_u8)wake;
-	advance(lock, out);
-}
-
-static void granted(struct df_lock *lock, df_u64 version, const struct df_value *value,
-		    struct df_out *out)
-{
-	lock->held = lock->target;
-	lock->version = version;
-	lock->value = *value;
-	lock->stale = 0;
-	if (df_covers(lock->held, lock->want))
-		lock->want = DF_NL;
-	end_acquire(lock, DF_WAKE_GRANTED, out);
-}
-
-static void send_ask(struct df_lock *lock, struct df_out *out)
-{
-	union df_msg *ask;
-
-	lock->target = (df_u8)df_join(lock->held, lock->want);
-	ask = add_message(out, DF_MSG_ASK, lock->slot, lock->key, ++lock->request);
-	ask->ask.want = lock->target;
-	ask->ask.held = lock->held;
-	lock->asked = 1;
-	lock->cancelling = 0;
-}
-
-static void send_find(struct df_lock *lock, struct df_out *out)
-{
-	if (lock->try_only) {
-		end_acquire(lock, DF_WAKE_WOULD_BLOCK, out);
-		return;
-	}
-	add_message(out, DF_MSG_FIND, 0, lock->key, ++lock->request);
-	lock->finding = 1;
-	advance(lock, out);
-}
-
-/* The slot has another key now; nothing of ours is in its word. */
-static void find_again(struct df_lock *lock, struct df_out *out)
-{
-	if (lock->woken || lock->next_seq) {
-		send_released(lock, lock->next_seq, out);
-		lock->next_seq = 0;
-	}
-	lock->slot = DF_NO_SLOT;
-	if (!somebody_waits(lock))
-		end_acquire(lock, 0, out);
-	else if (++lock->stale > STALE_TAKES)
-		send_find(lock, out);
-	else
-		post_find(lock, out);
-}
-
-/* The attempt met a conflict or a queue; nothing but `held` is in the word. */
-static void take_failed(struct df_lock *lock, struct df_out *out)
-{
-	if (lock->refind) {
-		find_again(lock, out);
-		return;
-	}
-	if (lock->try_only ||
-	    df_covers(lock->held, lock->want)) { /* nobody waits for more any longer */
-		if (lock->woken)
-			send_released(lock, 0, out);
-		end_acquire(lock, lock->try_only ? DF_WAKE_WOULD_BLOCK : 0, out);
-		return;
-	}
-	send_ask(lock, out);
-	advance(lock, out);
-}
-
-static void take_done(struct df_lock *lock, df_u64 old, const struct df_slot *slot,
-		      struct df_out *out)
-{
-	df_u64 others = old - own_unit(lock, lock->held);
-	int in_word = lock->target != DF_X || others == 0;
-
-	lock->woken = (unsigned)df_word_contended(old) & 1u;
-	/* What is held cannot be re-keyed: with a held mode this is a conflict, and lockd will say what is wrong. */
-	if (lock->held == DF_NL && (slot->key != lock->key || df_word_owner(old) == DF_NODE_LOCKD))
-		lock->refind = 1;
-	if (in_word && !lock->refind && !lock->woken && df_word_admits(others, lock->target)) {
-		granted(lock, slot->version, &slot->value, out);
-		return;
-	}
-	if (!in_word) {
-		take_failed(lock, out);
-		return;
-	}
-	df_chain_faa(begin_chain(lock, DF_CHAIN_UNDO, out), word_offset(lock), lock->undo);
-}
-
-static void undo_done(struct df_lock *lock, df_u64 old, struct df_out *out)
-{
-	if (df_word_contended(old))
-		lock->woken = 1;
-	take_failed(lock, out);
-}
-
-/* --- finding ------------------------------------------------------------------------------ */
-
-static void slot_found(struct df_lock *lock, df_u32 slot, struct df_out *out)
-{
-	lock->slot = slot;
-	if (somebody_waits(lock))
-		post_take(lock, out);
-	else
-		end_acquire(lock, 0, out);
-}
-
-/* ORDER: claims go to the first empty slot, then to the next: all claimers of one key meet. */
-static void claim_next(struct df_lock *lock, struct df_out *out)
-{
-	df_u32 first = df_hash_bucket(lock->key, lock->table->buckets) * DF_BUCKET_SLOTS;
-	struct df_chain *chain;
-
-	if (!somebody_waits(lock)) {
-		end_acquire(lock, 0, out);
-		return;
-	}
-	if (!lock->empty) {
-		send_find(lock, out);
-		return;
-	}
-	for (lock->claim = 0; !((df_u32)lock->empty >> lock->claim & 1u);)
-		lock->claim++;
-	chain = begin_chain(lock, DF_CHAIN_CLAIM, out);
-	chain->slot = first + lock->claim;
-	df_chain_cas(chain, df_slot_offset(first + lock->claim) + offsetof(struct df_slot, key), 0,
-		     lock->key);
-}
-
-static void find_done(struct df_lock *lock, const struct df_slot *slots, struct df_out *out)
-{
-	df_u32 first = df_hash_bucket(lock->key, lock->table->buckets) * DF_BUCKET_SLOTS;
-	df_u32 i;
-
-	lock->empty = 0;
-	for (i = 0; i < DF_BUCKET_SLOTS; i++) {
-		if (slots[i].key == lock->key) {
-			slot_found(lock, first + i, out);
-			return;
-		}
-		if (!slots[i].key)
-			lock->empty |= (df_u8)(1u << i);
-	}
-	claim_next(lock, out);
-}
-
-static void claim_done(struct df_lock *lock, df_u64 old, struct df_out *out)
-{
-	df_u32 first = df_hash_bucket(lock->key, lock->table->buckets) * DF_BUCKET_SLOTS;
-
-	if (old == 0 || old == lock->key) {
-		slot_found(lock, first + lock->claim, out);
-		return;
-	}
-	lock->empty &= (df_u8) ~(1u << lock->claim);
-	claim_next(lock, out);
 }
 
 /* --- giving up ---------------------------------------------------------------------------- */
@@ -281,23 +65,23 @@ static void chain_value(struct df_lock *lock, struct df_chain *chain)
 	lock->value.flags |= DF_VALUE_PUBLISHED;
 	memcpy(chain->bytes + 8, &lock->version, 8);
 	memcpy(chain->bytes + 16, &lock->value, sizeof(lock->value));
-	df_chain_write(chain, word_offset(lock) + offsetof(struct df_slot, version), 8,
+	df_chain_write(chain, df_word_offset(lock) + offsetof(struct df_slot, version), 8,
 		       chain->bytes + 8, 8 + sizeof(lock->value));
 }
 
 /* ORDER: the value before the word; whoever takes the lock after the word reads the value. */
 static void post_release(struct df_lock *lock, struct df_out *out)
 {
-	struct df_chain *chain = begin_chain(lock, DF_CHAIN_RELEASE, out);
+	struct df_chain *chain = df_begin_chain(lock, DF_CHAIN_RELEASE, out);
 
 	if (lock->kept != DF_NL && lock->kept != lock->held)
-		chain_hint(lock, chain);
+		df_chain_hint(lock, chain);
 	if (lock->changed) {
 		lock->version = df_version_next(lock->version);
 		chain_value(lock, chain);
 	}
-	df_chain_faa(chain, word_offset(lock),
-		     own_unit(lock, lock->kept) - own_unit(lock, lock->held));
+	df_chain_faa(chain, df_word_offset(lock),
+		     df_own_unit(lock, lock->kept) - df_own_unit(lock, lock->held));
 	lock->shed_due = 0;
 	lock->changed = 0;
 }
@@ -308,12 +92,12 @@ static void release_done(struct df_lock *lock, df_u64 old, struct df_out *out)
 	lock->gate = DF_GATE_OPEN;
 	out->wake |= DF_WAKE_RELEASED;
 	if (df_word_contended(old) || lock->revoke_seq)
-		send_released(lock, lock->revoke_seq, out);
+		df_send_released(lock, lock->revoke_seq, out);
 	lock->revoke_seq = 0;
 	/* Others queue already: no attempt that is sure to fail, straight to the queue. */
 	if (df_word_contended(old) && !df_covers(lock->held, lock->want) && !lock->asked)
-		send_ask(lock, out);
-	advance(lock, out);
+		df_send_ask(lock, out);
+	df_advance(lock, out);
 }
 
 static void begin_shed(struct df_lock *lock, df_u64 seq, df_u32 keep, struct df_out *out)
@@ -332,7 +116,7 @@ static void serve_revoke(struct df_lock *lock, struct df_out *out)
 
 	lock->next_seq = 0;
 	if (keep == lock->held)
-		send_released(lock, seq, out);
+		df_send_released(lock, seq, out);
 	else
 		begin_shed(lock, seq, keep, out);
 }
@@ -344,26 +128,28 @@ static void serve_glimpse(struct df_lock *lock, struct df_out *out)
 	lock->publish_due = 0;
 	lock->publish_value = 0;
 	if (!publish) { /* nothing new, or given up meanwhile with its value */
-		add_message(out, DF_MSG_GLIMPSED, lock->glimpse_slot, lock->key, lock->glimpse_seq);
+		df_add_message(out, DF_MSG_GLIMPSED, lock->glimpse_slot, lock->key,
+			       lock->glimpse_seq);
 		lock->glimpse_seq = 0;
 		return;
 	}
 	lock->value = lock->publish;
-	chain_value(lock, begin_chain(lock, DF_CHAIN_PUBLISH, out));
+	chain_value(lock, df_begin_chain(lock, DF_CHAIN_PUBLISH, out));
 }
 
 static void publish_done(struct df_lock *lock, struct df_out *out)
 {
 	if (!lock->publish_due) {
-		add_message(out, DF_MSG_GLIMPSED, lock->glimpse_slot, lock->key, lock->glimpse_seq)
+		df_add_message(out, DF_MSG_GLIMPSED, lock->glimpse_slot, lock->key,
+			       lock->glimpse_seq)
 			->glimpsed.published = 1;
 		lock->glimpse_seq = 0;
 	}
-	advance(lock, out);
+	df_advance(lock, out);
 }
 
 /* What may go on now that no chain is in flight, most urgent first. At most one chain comes of it. */
-static void advance(struct df_lock *lock, struct df_out *out)
+void df_advance(struct df_lock *lock, struct df_out *out)
 {
 	if (lock->chain != DF_CHAIN_NONE)
 		return;
@@ -382,7 +168,7 @@ static void advance(struct df_lock *lock, struct df_out *out)
 		out->wake |= DF_WAKE_GRANTED;
 		return;
 	}
-	begin_acquire(lock, lock->want, out);
+	df_begin_acquire(lock, lock->want, out);
 }
 
 /* --- the shell's calls -------------------------------------------------------------------- */
@@ -437,11 +223,11 @@ int df_lock_want(struct df_lock *lock, df_u32 mode, int try_only, struct df_out 
 		if (lock->chain || lock->target || being_revoked(lock))
 			return DF_WANT_BUSY;
 		lock->try_only = 1;
-		begin_acquire(lock, mode, out);
+		df_begin_acquire(lock, mode, out);
 		return DF_WANT_STARTED;
 	}
 	lock->want = (df_u8)df_join(lock->want, mode);
-	advance(lock, out);
+	df_advance(lock, out);
 	return DF_WANT_STARTED;
 }
 
@@ -451,7 +237,7 @@ void df_lock_cancel(struct df_lock *lock, struct df_out *out)
 	lock->want = DF_NL;
 	if (lock->asked && !lock->cancelling) {
 		lock->cancelling = 1;
-		add_message(out, DF_MSG_CANCEL, lock->slot, lock->key, lock->request);
+		df_add_message(out, DF_MSG_CANCEL, lock->slot, lock->key, lock->request);
 	}
 }
 
@@ -463,16 +249,16 @@ void df_lock_chain_done(struct df_lock *lock, df_u64 old, const void *image, str
 	lock->chain = DF_CHAIN_NONE;
 	switch (chain) {
 	case DF_CHAIN_FIND:
-		find_done(lock, image, out);
+		df_find_done(lock, image, out);
 		break;
 	case DF_CHAIN_CLAIM:
-		claim_done(lock, old, out);
+		df_claim_done(lock, old, out);
 		break;
 	case DF_CHAIN_TAKE:
-		take_done(lock, old, image, out);
+		df_take_done(lock, old, image, out);
 		break;
 	case DF_CHAIN_UNDO:
-		undo_done(lock, old, out);
+		df_undo_done(lock, old, out);
 		break;
 	case DF_CHAIN_RELEASE:
 		release_done(lock, old, out);
@@ -509,7 +295,7 @@ int df_lock_shed_done(struct df_lock *lock, df_u32 kept, const struct df_value *
 		lock->publish =
 			*changed; /* a glimpse that still waits must not bring back an older one */
 	}
-	advance(lock, out);
+	df_advance(lock, out);
 	return 0;
 }
 
@@ -562,18 +348,18 @@ static int got_grant(struct df_lock *lock, const struct df_msg_grant *grant, str
 	lock->cancelling = 0;
 	switch (grant->status) {
 	case DF_GRANTED:
-		granted(lock, grant->version, &grant->value, out);
+		df_granted(lock, grant->version, &grant->value, out);
 		break;
 	case DF_GRANT_STALE:
 		lock->woken = 0;
-		find_again(lock, out);
+		df_find_again(lock, out);
 		break;
 	case DF_GRANT_CANCELLED:
-		end_acquire(lock, 0, out);
+		df_end_acquire(lock, 0, out);
 		break;
 	default:
 		lock->want = DF_NL;
-		end_acquire(lock, DF_WAKE_BUSY, out);
+		df_end_acquire(lock, DF_WAKE_BUSY, out);
 		break;
 	}
 	return 0;
@@ -587,11 +373,11 @@ static int got_found(struct df_lock *lock, const struct df_msg_found *found, str
 		return -1;
 	lock->finding = 0;
 	if (found->status == DF_FOUND_SLOT) {
-		slot_found(lock, found->head.slot, out);
+		df_slot_found(lock, found->head.slot, out);
 		return 0;
 	}
 	lock->want = DF_NL;
-	end_acquire(lock, DF_WAKE_BUSY, out);
+	df_end_acquire(lock, DF_WAKE_BUSY, out);
 	return 0;
 }
 
@@ -603,14 +389,14 @@ static void got_revoke(struct df_lock *lock, const struct df_msg_revoke *revoke,
 	else
 		lock->next_wanted = revoke->wanted;
 	lock->next_seq = revoke->head.seq;
-	advance(lock, out);
+	df_advance(lock, out);
 }
 
 static void got_glimpse(struct df_lock *lock, const struct df_msg_head *head,
 			const struct df_value *publish, struct df_out *out)
 {
 	if (!publish && lock->chain == DF_CHAIN_NONE) {
-		add_message(out, DF_MSG_GLIMPSED, head->slot, head->key, head->seq);
+		df_add_message(out, DF_MSG_GLIMPSED, head->slot, head->key, head->seq);
 		return;
 	}
 	lock->glimpse_seq = head->seq;
@@ -620,7 +406,7 @@ static void got_glimpse(struct df_lock *lock, const struct df_msg_head *head,
 		lock->publish_value = 1;
 		lock->publish = *publish;
 	}
-	advance(lock, out);
+	df_advance(lock, out);
 }
 
 int df_lock_message(struct df_lock *lock, const union df_msg *message,
@@ -652,7 +438,7 @@ int df_lock_message(struct df_lock *lock, const union df_msg *message,
 	} else if (message->head.type == DF_MSG_GLIMPSE) {
 		got_glimpse(lock, &message->head, publish, out);
 	} else {
-		add_message(out, DF_MSG_STATE, lock->slot, lock->key, message->head.seq)
+		df_add_message(out, DF_MSG_STATE, lock->slot, lock->key, message->head.seq)
 			->state.held = lock->held;
 	}
 	return 0;
