@@ -185,6 +185,10 @@ class RawPeer {
   explicit RawPeer(const std::string& address) {
     context_ = *UcxContext::create("lo");
     worker_ = std::move(*UcxWorker::create(context_));
+    const auto ignore = [](void*, const void*, std::size_t, void*, std::size_t,
+                           const ucp_am_recv_param_t*) { return UCS_OK; };
+    worker_->on_message(wire::kMetadataReply, ignore, nullptr);
+    worker_->on_message(wire::kDataReply, ignore, nullptr);
     auto handshake = std::move(*Handshake::start(address, good_hello(), worker_->address()));
     while (handshake.step() == Handshake::State::pending) std::this_thread::sleep_for(1ms);
     token = handshake.welcome().token;
@@ -324,6 +328,16 @@ TEST_F(BadPeer, MessagesWithoutATokenChangeNothing) {
   peer.send(wire::kDataRequest, header, 1 << 20, UCP_AM_SEND_FLAG_RNDV);
   const std::byte one[1]{};
   peer.send(wire::kDataRequest, std::span<const std::byte>(one), 0, UCP_AM_SEND_FLAG_EAGER);
+  EXPECT_FALSE(peer.dropped(300ms));
+}
+
+TEST_F(BadPeer, UnknownMessagesChangeNothing) {
+  RawPeer peer(server.address());
+  const auto header = peer.data(DataOp::read, 100);
+  for (unsigned id : {0U, 3U, 4U, 5U, 255U, 60000U, 65535U}) {
+    peer.send(id, header, 0, UCP_AM_SEND_FLAG_EAGER);
+    peer.send(id, header, 1 << 20, UCP_AM_SEND_FLAG_RNDV);
+  }
   EXPECT_FALSE(peer.dropped(300ms));
 }
 

@@ -88,6 +88,7 @@ Status ServerImpl::start() {
         false, {static_cast<const std::byte*>(header), header_length}, data_, length,
         (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0);
   };
+  worker_->refuse_other_messages();
   if (options_.metadata) worker_->on_message(wire::kMetadataRequest, metadata, this);
   if (options_.data) worker_->on_message(wire::kDataRequest, data, this);
   return {};

@@ -81,6 +81,16 @@ void UcxWorker::on_message(unsigned id, ucp_am_recv_callback_t callback, void* a
   if (ucp_worker_set_am_recv_handler(handle_, &params) != UCS_OK) std::abort();
 }
 
+void UcxWorker::refuse_other_messages() {
+  // The table reaches to the highest id with a handler; ids are 16 bits on the wire.
+  on_message(
+      65535,
+      [](void*, const void*, std::size_t, void*, std::size_t, const ucp_am_recv_param_t*) {
+        return UCS_OK;
+      },
+      nullptr);
+}
+
 Result<ucp_ep_h> UcxWorker::connect(std::span<const std::byte> address,
                                     ucp_err_handler_cb_t on_error, void* argument) {
   ucp_ep_params_t params{};
