@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the lock table asks of the owner of the caches: sweep the kernel's, shed ours, publish what the server does not know.
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+
+#include "client/fuse/filesystem.h"
+
+namespace distfuse::client {
+
+/// ENOENT means that the kernel does not have the inode: or not yet, when the reply that tells it of the inode, with attributes that it
+/// may believe, is still on its way there. Then the caches that are to be emptied do not exist yet, and would be filled after we
+/// had left: so wait until the kernel has it, or has forgotten it again.
+void Filesystem::notify(Ino ino, std::int64_t offset, std::int64_t length) {
+  using std::chrono::milliseconds;
+  constexpr int kTries = 2000;
+  for (int tried = 0;; ++tried) {
+    ++notifying_;  // before serving_ is looked at: see await_notifications()
+    const int done =
+        serving_ ? fuse_lowlevel_notify_inval_inode(fuse_, ino, offset, length) : -ENODEV;
+    --notifying_;
+    if (done != -ENOENT || !inodes_.known_to_kernel(ino)) return;
+    if (tried == kTries) {
+      spdlog::warn("inode {}: the kernel was told of it, but does not know it", ino);
+      return;
+    }
+    std::this_thread::sleep_for(milliseconds(tried < 20 ? 0 : 1));
+  }
+}
+
+void Filesystem::await_notifications() const {
+  while (notifying_ != 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+void Filesystem::invalidate_kernel(Ino ino, std::span<const Range> ranges) {
+  if (ranges.empty()) {
+    {
+      const InodeRef inode = inodes_.find(ino);
+      if (inode != nullptr) {
+        const std::lock_guard lock(inode->state);
+        inode->cached_end = 0;  // first: a read that is admitted meanwhile raises it again
+      }
+    }
+    return notify(ino, 0, 0);
+  }
+  for (const Range& range : ranges)
+    notify(ino, static_cast<std::int64_t>(range.offset), static_cast<std::int64_t>(range.length));
+}
+
+void Filesystem::invalidate_attributes(Ino ino) {
+  notify(ino, -1, 0);
+}
+
+Mode Filesystem::keep_allowed(Ino ino, Mode asked) {
+  const InodeRef inode = inodes_.find(ino);
+  return inode != nullptr && inode->write_opens != 0 ? Mode::none : asked;
+}
+
+void Filesystem::shed(Ino ino, Mode keep) {
+  if (keep == Mode::none) entries_.forget(ino);
+  InodeRef inode = inodes_.find(ino);
+  if (inode == nullptr) return;
+  {
+    const std::lock_guard server(inode->server);
+    (void)flush_locked(*inode).ok();  // recorded for fsync and close
+    bool idle = false;
+    {
+      const std::lock_guard lock(inode->state);
+      idle = keep == Mode::none && inode->registered && inode->opens == 0;
+    }
+    // An error is the end of the session, which unregisters too.
+    if (idle && !close_at_server(*inode).ok()) inode->registered = false;
+    const std::lock_guard lock(inode->state);
+    if (keep == Mode::none) {
+      inode->attributes.drop();
+      inode->xattrs.clear();
+    } else {
+      inode->attributes.downgraded();
+    }
+  }
+  inodes_.reap(std::move(inode));
+}
+
+std::optional<ValueBlock> Filesystem::publish(Ino ino) {
+  const InodeRef inode = inodes_.find(ino);
+  if (inode == nullptr) return std::nullopt;
+  const std::lock_guard lock(inode->state);
+  if (!inode->attributes.valid() || !inode->attributes.changed_here()) return std::nullopt;
+  const rpc::Attributes& attributes = inode->attributes.get();
+  return ValueBlock{attributes.size, attributes.mtime.ns, attributes.ctime.ns};
+}
+
+/// Control thread: the sweep of everything is the flusher's.
+void Filesystem::session_lost(const std::string& reason) {
+  if (lost_.exchange(true)) return;
+  spdlog::error(
+      "mount {}: the session is lost ({}): every operation fails with ENOTCONN until it is "
+      "unmounted",
+      options_.mountpoint, reason);
+  {
+    const std::lock_guard lock(flusher_mutex_);
+    void_caches_ = true;
+  }
+  flusher_wake_.notify_one();
+}
+
+}  // namespace distfuse::client

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sizes and times to the meta target: each second, at close, fsync and shed. Needs no pin: what is dirty was written under X, and X
+// cannot go before shed() has had inode.server, which a flush holds.
+#include <spdlog/spdlog.h>
+
+#include <chrono>
+
+#include "client/fuse/filesystem.h"
+
+namespace distfuse::client {
+
+void Filesystem::mark_dirty(Inode& inode) {
+  if (inode.queued.exchange(true)) return;
+  const std::lock_guard lock(flusher_mutex_);
+  dirty_.insert(inode.ino);
+}
+
+Status Filesystem::flush_inode(Inode& inode) {
+  const std::lock_guard server(inode.server);
+  return flush_locked(inode);
+}
+
+Status Filesystem::flush_locked(Inode& inode) {
+  std::optional<AttributeCache::Flush> flush;
+  {
+    const std::lock_guard lock(inode.state);
+    flush = inode.attributes.begin_flush();
+  }
+  if (!flush) return {};
+  auto fresh = call_for_attributes(flush->request);
+  const std::lock_guard lock(inode.state);
+  if (fresh) {
+    inode.attributes.end_flush(*flush, *fresh);
+    return {};
+  }
+  if (fresh.error().code == ENOENT && !inode.registered) {
+    inode.attributes.give_up();  // its last name and its last open are gone
+    return {};
+  }
+  const int code = code_of(fresh.error());
+  if (!lost_)
+    spdlog::error("inode {}: size and times cannot be written: {} {}", inode.ino,
+                  std::generic_category().message(code), fresh.error().message);
+  inode.errors.record(code);
+  return Error{code, {}};
+}
+
+int Filesystem::take_error(FileHandle& handle) {
+  const std::lock_guard lock(handle.inode->state);
+  return handle.inode->errors.check_and_advance(handle.seen_errors);
+}
+
+void Filesystem::flush_dirty() {
+  std::unordered_set<Ino> dirty;
+  {
+    const std::lock_guard lock(flusher_mutex_);
+    dirty.swap(dirty_);
+  }
+  for (const Ino ino : dirty) {
+    InodeRef inode = inodes_.find(ino);
+    if (inode == nullptr) continue;
+    inode->queued = false;  // first: what is written from now on queues it again
+    (void)flush_inode(*inode).ok();
+    bool left = false;
+    {
+      const std::lock_guard lock(inode->state);
+      left = inode->attributes.dirty() != 0;
+    }
+    if (left && !lost_) mark_dirty(*inode);
+    inodes_.reap(std::move(inode));
+  }
+}
+
+void Filesystem::flusher_main() {
+  std::unique_lock lock(flusher_mutex_);
+  while (!flusher_stop_) {
+    const bool woken = flusher_wake_.wait_for(lock, std::chrono::seconds(1), [this] {
+      return flusher_stop_ || void_caches_ || !stale_pages_.empty();
+    });
+    const auto stale = std::exchange(stale_pages_, {});
+    const bool all = std::exchange(void_caches_, false);
+    lock.unlock();
+    for (const auto& [ino, range] : stale)
+      notify(ino, static_cast<std::int64_t>(range.offset), static_cast<std::int64_t>(range.length));
+    if (all)
+      for (const InodeRef& inode : inodes_.all()) notify(inode->ino, 0, 0);
+    if (!woken) flush_dirty();
+    lock.lock();
+  }
+}
+
+}  // namespace distfuse::client
