@@ -45,7 +45,8 @@ struct DaemonLimits {
   FileLockLimits file_locks;
   std::uint32_t asks = 1024;      ///< Unanswered requests of one session.
   std::uint32_t waiters = 65536;  ///< Ask, Find, Glimpse of all sessions.
-  std::uint32_t objects = 16384;  ///< Slots contended at once.
+  std::uint32_t objects =
+      8192;  ///< Slots contended at once. A bit per node id each: 8192 × 4 KiB = 32 MiB.
 
   /// Messages to one session that its connection has not taken: an answer per request; per contended slot a Revoke of each
   /// mode, a Freeze, a Thaw and a Glimpse. A session beyond it does not drain.
@@ -109,6 +110,7 @@ class Daemon {
   void connection_ended(ConnectionId connection, const std::string& reason);
   /// The session of this connection misbehaves in a way that the service saw.
   void lose_connection(ConnectionId connection, const std::string& reason);
+  /// `image`: what the chain's READ brought; null without one.
   void chain_done(std::uint64_t cookie, std::uint64_t old, const void* image);
   void fenced(SessionId session);
 

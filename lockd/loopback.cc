@@ -3,6 +3,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -28,7 +29,7 @@ Loopback::Loopback(std::unique_ptr<fabric::Connection> connection, Entry* entrie
 
 void Loopback::post(std::uint64_t cookie, const df_chain& chain) {
   if (queue_.size() >= max_queued_) {
-    spdlog::critical("the lock core posted more chains than it has contended slots");
+    spdlog::critical("the lock core posted more chains than it has contended slots and waiters");
     std::abort();
   }
   queue_.push_back({cookie, chain});
@@ -44,7 +45,10 @@ void Loopback::pump() {
       spdlog::critical("the loopback connection failed: {}", status.error().message);
       std::abort();
     }
-    cookies_[entry] = queue_.front().cookie;
+    const auto& chain = queue_.front().chain;
+    in_flight_[entry] = {queue_.front().cookie,
+                         std::any_of(chain.op, chain.op + chain.count,
+                                     [](const df_op& op) { return op.kind == DF_OP_READ; })};
     free_.pop_back();
     queue_.pop_front();
     ++posted_;
@@ -86,7 +90,8 @@ Status Loopback::post_now(std::size_t index, const df_chain& chain) {
 
 Loopback::Completion Loopback::completed(std::uint64_t index) {
   const auto& entry = entries_[index];
-  const Completion completion{cookies_[index], entry.old, entry.image};
+  const Completion completion{in_flight_[index].cookie, entry.old, in_flight_[index].read,
+                              entry.image};
   free_.push_back(index);
   pump();
   return completion;

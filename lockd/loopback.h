@@ -28,6 +28,7 @@ class Loopback {
   struct Completion {
     std::uint64_t cookie;
     std::uint64_t old;  ///< Of the chain's atomic.
+    bool read;          ///< Whether it had a READ; if not, the image means nothing.
     std::array<std::byte, DF_BUCKET_SIZE> image;
   };
   /// For Handler::on_completion of connection(): what the chain brought; more chains are posted.
@@ -55,8 +56,12 @@ class Loopback {
   Entry* const entries_;  ///< kMaxOutstanding of them, the worker's.
   const std::size_t max_queued_;
   std::vector<std::size_t> free_;
-  std::array<std::uint64_t, fabric::kMaxOutstanding> cookies_{};
-  /// Waits for room. The core has one chain in flight per contended slot, so at most `objects`.
+  struct Posted {
+    std::uint64_t cookie = 0;
+    bool read = false;
+  };
+  std::array<Posted, fabric::kMaxOutstanding> in_flight_{};
+  /// Waits for room. The core has at most one chain in flight per contended slot, Find and Glimpse: `objects` + `waiters`.
   std::deque<Queued> queue_;
   std::uint64_t posted_ = 0;
 };

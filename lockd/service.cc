@@ -56,7 +56,8 @@ Status Service::init(std::unique_ptr<Storage> storage) {
   auto worker = fabric_->create_worker(*this);
   if (!worker.ok()) return worker.error();
   worker_ = std::move(worker).value();
-  auto loopback = Loopback::create(*worker_, *region_, options_.limits.objects);
+  auto loopback = Loopback::create(*worker_, *region_,
+                                   std::size_t{options_.limits.objects} + options_.limits.waiters);
   if (!loopback.ok()) return loopback.error();
   loopback_ = std::move(loopback).value();
   auto daemon = Daemon::create({options_.incarnation, *cluster, table(), options_.limits}, *this);
@@ -189,7 +190,7 @@ void Service::on_completion(fabric::Connection& connection, std::uint64_t cookie
     std::abort();
   }
   const auto done = loopback_->completed(cookie);
-  daemon_->chain_done(done.cookie, done.old, done.image.data());
+  daemon_->chain_done(done.cookie, done.old, done.read ? done.image.data() : nullptr);
 }
 
 void Service::on_disconnect(fabric::Connection& connection, const Error& reason) {

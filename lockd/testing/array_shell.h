@@ -48,7 +48,9 @@ class ArrayShell : public DaemonActions {
       std::uint64_t old = 0;
       std::vector<std::byte> image(DF_BUCKET_SIZE);
       for (std::uint32_t op = 0; op < chain.count; ++op) perform(chain, chain.op[op], old, image);
-      daemon.chain_done(cookie, old, image.data());
+      const bool read = std::any_of(chain.op, chain.op + chain.count,
+                                    [](const df_op& op) { return op.kind == DF_OP_READ; });
+      daemon.chain_done(cookie, old, read ? image.data() : nullptr);
     }
   }
 

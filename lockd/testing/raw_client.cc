@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -304,7 +305,8 @@ void RawClient::on_completion(fabric::Connection& /*connection*/, std::uint64_t 
   const auto image = buffers_[cookie].image;
   free_.push_back(cookie);
   df_out out{};
-  df_lock_chain_done(&posted.lock->core, old, image.data(), &out);
+  const bool read = posted.kind == DF_CHAIN_FIND || posted.kind == DF_CHAIN_TAKE;
+  df_lock_chain_done(&posted.lock->core, old, read ? image.data() : nullptr, &out);
   const bool undo_follows = out.post != 0 && out.chain.kind == DF_CHAIN_UNDO;
   perform(*posted.lock, out);
   const bool stay_ends = (posted.kind == DF_CHAIN_TAKE && !undo_follows) ||
@@ -441,6 +443,12 @@ std::optional<df_msg_glimpse_reply> RawClient::glimpse(std::uint64_t key, millis
 bool RawClient::bye() {
   for (auto& [key, lock] : locks_)
     if (!drop(key)) return false;
+  // What a revoke began may still be on its way.
+  const auto quiet = [&] {
+    return std::ranges::all_of(
+        locks_, [](const auto& each) { return df_lock_quiet(&each.second.core) != 0; });
+  };
+  if (!run_until(quiet, milliseconds(10000))) return false;
   df_msg message;
   df_msg_init(&message, DF_MSG_BYE, 0, 0, 0);
   send_message(message);
