@@ -29,7 +29,7 @@
 
 namespace distfuse::fabric {
 
-inline constexpr std::size_t kMaxConnectData = 56;   ///< Private data of a connect (rdma_cm's limit on RC).
+inline constexpr std::size_t kMaxConnectData = 56;   ///< Private data of a connect (rdma_cm's limit on RC). verbs: arrives padded to it with zeros.
 inline constexpr std::size_t kMaxAcceptData = 136;   ///< Of an accept: rdma_cm's 196 less the region that travels with it.
 inline constexpr std::size_t kMaxMessage = 4096;     ///< One message.
 inline constexpr std::size_t kMaxChain = 6;          ///< Operations of one chain.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rdma/fabric/ucx_stream.h"
 
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -10,6 +9,7 @@
 #include <cstring>
 #include <utility>
 
+#include "rdma/fabric/address.h"
 #include "rdma/fabric/ucx_wire.h"
 
 namespace distfuse::fabric::ucx {
@@ -25,56 +25,12 @@ Error system_error(std::string what) {
   return Error{code, std::move(what) + ": " + std::strerror(code)};
 }
 
-struct Addresses {
-  addrinfo* list = nullptr;
-  Addresses() = default;
-  Addresses(Addresses&& other) noexcept : list(std::exchange(other.list, nullptr)) {}
-  Addresses(const Addresses&) = delete;
-  Addresses& operator=(const Addresses&) = delete;
-  ~Addresses() {
-    if (list != nullptr) freeaddrinfo(list);
-  }
-};
-
-Result<Addresses> resolve(std::string_view address, int flags) {
-  const auto colon = address.rfind(':');
-  if (colon == std::string_view::npos || colon == 0 || colon + 1 == address.size()) {
-    return Error{EINVAL, "address '" + std::string(address) + "' is not HOST:PORT"};
-  }
-  std::string host(address.substr(0, colon));
-  if (host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
-  addrinfo hints{};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = flags | AI_NUMERICSERV;
-  Addresses found;
-  const std::string port(address.substr(colon + 1));
-  const int rc = getaddrinfo(host.c_str(), port.c_str(), &hints, &found.list);
-  if (rc != 0) {
-    return Error{EADDRNOTAVAIL,
-                 "address '" + std::string(address) + "' is unknown: " + gai_strerror(rc)};
-  }
-  return found;
-}
-
-Result<Fd> make_socket(const addrinfo& address) {
-  Fd fd(::socket(address.ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+Result<Fd> make_socket(const SocketAddress& address) {
+  Fd fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return system_error("socket");
   const int one = 1;
   (void)setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
   return fd;
-}
-
-std::string name_of(const sockaddr_storage& address, socklen_t length) {
-  char host[NI_MAXHOST];
-  char port[NI_MAXSERV];
-  const auto* generic = reinterpret_cast<const sockaddr*>(&address);
-  if (getnameinfo(generic, length, host, sizeof(host), port, sizeof(port),
-                  NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-    return "unknown";
-  }
-  if (address.ss_family == AF_INET6) return std::string("[") + host + "]:" + port;
-  return std::string(host) + ":" + port;
 }
 
 }  // namespace
@@ -146,26 +102,24 @@ Status Stream::receive() {
 }
 
 Result<Fd> listen_socket(std::string_view address) {
-  auto found = resolve(address, AI_PASSIVE);
+  auto found = resolve(address, true);
   if (!found) return found.error();
-  auto fd = make_socket(*found->list);
+  auto fd = make_socket(*found);
   if (!fd) return fd.error();
   const int one = 1;
   (void)setsockopt(fd->get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-  if (::bind(fd->get(), found->list->ai_addr, found->list->ai_addrlen) != 0 ||
-      ::listen(fd->get(), 1024) != 0) {
+  if (::bind(fd->get(), found->get(), found->length) != 0 || ::listen(fd->get(), 1024) != 0) {
     return system_error("cannot listen on " + std::string(address));
   }
   return fd;
 }
 
 Result<Fd> connect_socket(std::string_view address) {
-  auto found = resolve(address, 0);
+  auto found = resolve(address, false);
   if (!found) return found.error();
-  auto fd = make_socket(*found->list);
+  auto fd = make_socket(*found);
   if (!fd) return fd.error();
-  if (::connect(fd->get(), found->list->ai_addr, found->list->ai_addrlen) != 0 &&
-      errno != EINPROGRESS) {
+  if (::connect(fd->get(), found->get(), found->length) != 0 && errno != EINPROGRESS) {
     return system_error("cannot connect to " + std::string(address));
   }
   return fd;
@@ -183,14 +137,14 @@ std::string local_name(int fd) {
   sockaddr_storage address{};
   socklen_t length = sizeof(address);
   if (getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) return "unknown";
-  return name_of(address, length);
+  return to_string(reinterpret_cast<const sockaddr*>(&address), length);
 }
 
 std::string peer_name(int fd) {
   sockaddr_storage address{};
   socklen_t length = sizeof(address);
   if (getpeername(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0) return "unknown";
-  return name_of(address, length);
+  return to_string(reinterpret_cast<const sockaddr*>(&address), length);
 }
 
 }  // namespace distfuse::fabric::ucx

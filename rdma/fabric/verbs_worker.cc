@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rdma/fabric/verbs_worker.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "rdma/fabric/address.h"
+
+namespace distfuse::fabric::verbs {
+
+namespace {
+
+// With few connections their completion queues are polled, with more only those that have said something: a poll is
+// some 20 ns, an event a system call.
+constexpr std::size_t kPolledConnections = 8;
+constexpr int kBatch = 16;
+// Completions are delivered this many times before the channels are looked at again.
+constexpr unsigned kPollEvery = 64;
+
+Status make_nonblocking(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) return system_failure("fcntl");
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<VerbsWorker>> VerbsWorker::create(std::shared_ptr<Device> device,
+                                                         Handler& handler) {
+  std::unique_ptr<VerbsWorker> worker(new VerbsWorker(std::move(device), handler));
+  DISTFUSE_TRY(worker->open());
+  return worker;
+}
+
+Status VerbsWorker::open() {
+  self_ = std::make_shared<VerbsWorker*>(this);
+  cm_channel_ = device_->calls.create_event_channel();
+  if (cm_channel_ == nullptr) return system_failure("RDMA event channel");
+  completion_channel_ = device_->calls.create_comp_channel(device_->context);
+  if (completion_channel_ == nullptr) return system_failure("completion channel");
+  DISTFUSE_TRY(make_nonblocking(cm_channel_->fd));
+  DISTFUSE_TRY(make_nonblocking(completion_channel_->fd));
+  epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (epoll_ < 0 || wake_ < 0) return system_failure("event descriptor");
+  for (const int fd : {cm_channel_->fd, completion_channel_->fd, wake_}) {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.fd = fd;
+    if (epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event) != 0) return system_failure("epoll");
+  }
+  return {};
+}
+
+VerbsWorker::~VerbsWorker() {
+  self_.reset();
+  if (!connections_.empty()) std::abort();  // They point to us: the owner destroys them first.
+  for (const auto& [number, id] : callers_) destroy_id(id);
+  if (listener_ != nullptr) destroy_id(listener_);
+  buffers_.clear();
+  if (completion_channel_ != nullptr) {
+    (void)device_->calls.destroy_comp_channel(completion_channel_);
+  }
+  if (cm_channel_ != nullptr) device_->calls.destroy_event_channel(cm_channel_);
+  if (epoll_ >= 0) ::close(epoll_);
+  if (wake_ >= 0) ::close(wake_);
+}
+
+Result<std::span<std::byte>> VerbsWorker::allocate(std::size_t length) {
+  auto memory = Registered::create(device_, length, IBV_ACCESS_LOCAL_WRITE);
+  if (!memory) return memory.error();
+  buffers_.push_back(std::move(*memory));
+  return buffers_.back()->bytes();
+}
+
+std::optional<std::uint32_t> VerbsWorker::local_key(const void* memory, std::size_t length) const {
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  for (const auto& buffer : buffers_) {
+    const auto base = reinterpret_cast<std::uintptr_t>(buffer->bytes().data());
+    const std::size_t size = buffer->bytes().size();
+    if (address >= base && address - base <= size && length <= size - (address - base)) {
+      return buffer->lkey();
+    }
+  }
+  return std::nullopt;
+}
+
+VerbsConnection* VerbsWorker::find(std::uint64_t number) {
+  const auto found = connections_.find(number);
+  return found == connections_.end() ? nullptr : found->second;
+}
+
+bool VerbsWorker::progress() {
+  bool worked = deliver();
+  worked |= poll_connections();
+  if (worked && ++skipped_polls_ < kPollEvery) return true;
+  skipped_polls_ = 0;
+  epoll_event ready[3];
+  const int n = epoll_wait(epoll_, ready, 3, 0);
+  for (int i = 0; i < n; ++i) {
+    worked = true;
+    const int fd = ready[i].data.fd;
+    if (fd == wake_) {
+      std::uint64_t count = 0;
+      (void)!::read(wake_, &count, sizeof(count));
+    } else if (fd == cm_channel_->fd) {
+      read_cm_events();
+    } else {
+      read_completion_channel();
+      worked |= poll_connections();
+    }
+  }
+  expire();
+  worked |= deliver();
+  return worked;
+}
+
+/// Completions, and after the last of them the end of a connection.
+bool VerbsWorker::deliver() {
+  const std::size_t count = events_.size();  // What handlers add comes next time.
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto event = events_.front();
+    events_.pop_front();
+    auto* connection = find(event.connection);
+    if (connection == nullptr) continue;
+    if (event.kind == Event::Kind::ended) {
+      handler_.on_disconnect(*connection, Error(connection->reason_));
+      continue;
+    }
+    --connection->outstanding_;
+    const Status status =
+        event.kind == Event::Kind::completed ? Status{} : Status{connection->reason_};
+    handler_.on_completion(*connection, event.cookie, status);
+  }
+  return count != 0;
+}
+
+bool VerbsWorker::poll_connections() {
+  const bool all = connections_.size() <= kPolledConnections;
+  std::vector<std::uint64_t> numbers;
+  for (const auto& [number, connection] : connections_) {
+    if (all || !connection->armed_ || !connection->stash_.empty()) numbers.push_back(number);
+  }
+  bool worked = false;
+  for (const auto number : numbers) worked |= poll_connection(number);
+  return worked;
+}
+
+bool VerbsWorker::poll_connection(std::uint64_t number) {
+  auto* connection = find(number);
+  using State = VerbsConnection::State;
+  // ORDER: not before it is established, so that on_connected comes before the first message.
+  if (connection == nullptr || connection->state_ != State::established) return false;
+  std::vector<ibv_wc> stash;
+  stash.swap(connection->stash_);
+  bool worked = !stash.empty();
+  for (const auto& completion : stash) {
+    if (!absorb(number, completion)) return true;
+  }
+  for (int round = 0; round < 4; ++round) {
+    ibv_wc completions[kBatch];
+    const int n = connection->pair_->poll(completions);
+    if (n < 0) {
+      fail(*connection, Error{EIO, "completion queue failed"});
+      return true;
+    }
+    for (int i = 0; i < n; ++i) {
+      if (!absorb(number, completions[i])) return true;
+    }
+    worked |= n > 0;
+    if (n < kBatch) break;
+  }
+  // Among many: quiet until it says something. One more look, for what came before it was armed.
+  if (!worked && !connection->armed_ && connections_.size() > kPolledConnections) {
+    connection->armed_ = connection->pair_->arm();
+    connection->stash_.resize(kBatch);
+    const int n = connection->pair_->poll(connection->stash_);
+    connection->stash_.resize(static_cast<std::size_t>(std::max(n, 0)));
+  }
+  return worked;
+}
+
+/// False: the connection is ended or destroyed.
+bool VerbsWorker::absorb(std::uint64_t number, const ibv_wc& completion) {
+  auto* connection = find(number);
+  if (connection == nullptr || connection->pair_ == nullptr) return false;
+  const auto outcome = connection->pair_->absorb(completion);
+  using Kind = QueuePair::Outcome::Kind;
+  if (outcome.kind == Kind::broken) {
+    fail(*connection, *outcome.error);
+    return false;
+  }
+  if (outcome.kind == Kind::chain) {
+    events_.push_back({Event::Kind::completed, number, outcome.cookie});
+  }
+  if (outcome.kind != Kind::message) return true;
+  handler_.on_message(*connection, outcome.message);
+  connection = find(number);
+  if (connection == nullptr || connection->pair_ == nullptr) return false;
+  if (auto status = connection->pair_->consumed(outcome.slot); !status) {
+    fail(*connection, status.error());
+    return false;
+  }
+  return true;
+}
+
+void VerbsWorker::read_completion_channel() {
+  ibv_cq* queue = nullptr;
+  void* context = nullptr;
+  while (device_->calls.get_cq_event(completion_channel_, &queue, &context) == 0) {
+    device_->calls.ack_cq_events(queue, 1);  // Destroying the queue waits for this.
+    if (auto* connection = find(reinterpret_cast<std::uintptr_t>(context))) {
+      connection->armed_ = false;
+    }
+  }
+}
+
+void VerbsWorker::wait(std::chrono::milliseconds timeout) {
+  if (!events_.empty()) return;
+  for (const auto& [number, connection] : connections_) {
+    if (connection->state_ != VerbsConnection::State::established) continue;
+    if (connection->armed_ && connection->stash_.empty()) continue;
+    // ORDER: arm, then look: a completion in between has either raised the event or is found here.
+    connection->armed_ = connection->pair_->arm();
+    if (!connection->stash_.empty()) return;
+    connection->stash_.resize(kBatch);
+    const int n = connection->pair_->poll(connection->stash_);
+    connection->stash_.resize(static_cast<std::size_t>(std::max(n, 0)));
+    if (n != 0) return;
+  }
+  using std::chrono::milliseconds;
+  auto left = timeout;
+  if (const auto deadline = next_deadline()) {
+    const auto until =
+        std::max(milliseconds(0), std::chrono::ceil<milliseconds>(*deadline - Clock::now()));
+    left = left.count() < 0 ? until : std::min(left, until);
+  }
+  epoll_event ready{};  // Level-triggered: progress() finds it again.
+  (void)epoll_wait(epoll_, &ready, 1,
+                   static_cast<int>(std::clamp<std::int64_t>(left.count(), -1, 1 << 30)));
+}
+
+void VerbsWorker::wake() {
+  const std::uint64_t one = 1;
+  (void)!::write(wake_, &one, sizeof(one));
+}
+
+void VerbsWorker::expire() {
+  if (waiting_ == 0) return;
+  const auto now = Clock::now();
+  using State = VerbsConnection::State;
+  for (const auto& [number, connection] : connections_) {
+    if (connection->state_ == State::established || connection->state_ == State::ended) continue;
+    if (connection->deadline_ > now) continue;
+    fail(*connection, Error{ETIMEDOUT, connection->peer_ + " does not answer"});
+  }
+}
+
+std::optional<Clock::time_point> VerbsWorker::next_deadline() const {
+  std::optional<Clock::time_point> next;
+  if (waiting_ == 0) return next;
+  using State = VerbsConnection::State;
+  for (const auto& [number, connection] : connections_) {
+    if (connection->state_ == State::established || connection->state_ == State::ended) continue;
+    next = next ? std::min(*next, connection->deadline_) : connection->deadline_;
+  }
+  return next;
+}
+
+/// Ends a connection once: what is posted completes with the reason, then on_disconnect follows, all by deliver().
+void VerbsWorker::fail(VerbsConnection& connection, Error reason) {
+  using State = VerbsConnection::State;
+  if (connection.state_ == State::ended) return;
+  if (connection.state_ != State::established) --waiting_;
+  connection.state_ = State::ended;
+  spdlog::info("fabric: connection with {} ended: {}", connection.peer_, reason.message);
+  connection.reason_ = std::move(reason);
+  if (connection.pair_ != nullptr) {
+    // ORDER: first the queue pair is dead, then the chains are given back with the memory that they name.
+    connection.pair_->stop();
+    for (const auto cookie : connection.pair_->posted()) {
+      events_.push_back({Event::Kind::failed, connection.number_, cookie});
+    }
+  }
+  events_.push_back({Event::Kind::ended, connection.number_, 0});
+  release(connection);
+}
+
+/// Gives back what an ended or destroyed connection held.
+void VerbsWorker::release(VerbsConnection& connection) {
+  if (connection.id_ != nullptr && connection.pair_ != nullptr) {
+    (void)device_->calls.disconnect(connection.id_);
+  }
+  connection.stash_.clear();
+  connection.pair_.reset();
+  connection.other_.reset();
+  if (connection.id_ != nullptr) destroy_id(connection.id_);
+  connection.id_ = nullptr;
+  connection.own_.reset();
+}
+
+}  // namespace distfuse::fabric::verbs

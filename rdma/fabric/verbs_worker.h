@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// The `verbs` fabric's worker. See verbs_fabric.cc for the protocol.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "rdma/fabric/fabric.h"
+#include "rdma/fabric/verbs_device.h"
+#include "rdma/fabric/verbs_handshake.h"
+#include "rdma/fabric/verbs_queue_pair.h"
+
+namespace distfuse::fabric::verbs {
+
+class VerbsWorker;
+using Clock = std::chrono::steady_clock;
+
+class VerbsRegion : public Region {
+ public:
+  explicit VerbsRegion(std::shared_ptr<Registered> memory) : memory_(std::move(memory)) {}
+  std::span<std::byte> bytes() override { return memory_->bytes(); }
+  [[nodiscard]] const std::shared_ptr<Registered>& memory() const { return memory_; }
+  [[nodiscard]] RemoteRegion remote() const {
+    return {reinterpret_cast<std::uintptr_t>(memory_->bytes().data()), memory_->bytes().size(),
+            memory_->rkey()};
+  }
+
+ private:
+  std::shared_ptr<Registered> memory_;
+};
+
+class VerbsConnection : public Connection {
+ public:
+  ~VerbsConnection() override;
+  Status post(std::span<const Operation> chain, std::uint64_t cookie) override;
+  Status send(std::span<const std::byte> message) override;
+  std::uint64_t remote_region_length() const override { return remote_.length; }
+  std::string peer() const override { return peer_; }
+
+ private:
+  friend class VerbsWorker;
+  VerbsConnection(VerbsWorker& worker, std::uint64_t number) : worker_(worker), number_(number) {}
+
+  /// resolving: address, then route; connecting: REQ sent; accepted: REP sent.
+  enum class State { resolving, connecting, accepted, established, ended };
+
+  VerbsWorker& worker_;
+  std::uint64_t number_;
+  State state_ = State::established;
+  std::string peer_;
+  std::vector<std::byte> hello_;
+  Clock::time_point deadline_{};
+  rdma_cm_id* id_ = nullptr;  // None: loopback.
+  std::unique_ptr<QueuePair> pair_;
+  std::unique_ptr<QueuePair> other_;  // loopback: the passive end.
+  std::shared_ptr<Registered> own_;   // Exposed to the peer; must outlive the queue pair.
+  RemoteRegion remote_;
+  std::size_t outstanding_ = 0;  // Chains whose completions were not delivered yet.
+  bool armed_ = false;
+  std::vector<ibv_wc> stash_;  // Polled by wait() after arming.
+  Error reason_{0, {}};        // ended.
+};
+
+class VerbsWorker : public Worker {
+ public:
+  static Result<std::unique_ptr<VerbsWorker>> create(std::shared_ptr<Device> device,
+                                                     Handler& handler);
+  ~VerbsWorker() override;
+  Result<std::span<std::byte>> allocate(std::size_t length) override;
+  Result<std::string> listen(std::string_view address) override;
+  Result<std::unique_ptr<Connection>> connect(std::string_view address,
+                                              std::span<const std::byte> private_data,
+                                              std::chrono::milliseconds timeout) override;
+  Result<std::unique_ptr<Connection>> connect_loopback(Region& region) override;
+  Result<std::unique_ptr<Connection>> accept(std::unique_ptr<ConnectRequest> request,
+                                             std::span<const std::byte> private_data,
+                                             Region* exposed) override;
+  void reject(std::unique_ptr<ConnectRequest> request, std::string_view reason) override;
+  bool progress() override;
+  void wait(std::chrono::milliseconds timeout) override;
+  void wake() override;
+
+ private:
+  friend class VerbsConnection;
+  friend class VerbsRequest;
+
+  struct Event {
+    enum class Kind { completed, failed, ended } kind;
+    std::uint64_t connection;
+    std::uint64_t cookie;
+  };
+  /// A connection manager's event, copied so that it could be acknowledged at once.
+  struct CmEvent {
+    rdma_cm_event_type type;
+    int status;
+    rdma_cm_id* id;
+    std::uint64_t number;
+    std::vector<std::byte> data;
+  };
+
+  VerbsWorker(std::shared_ptr<Device> device, Handler& handler)
+      : device_(std::move(device)), handler_(handler) {}
+  Status open();
+  VerbsConnection* find(std::uint64_t number);
+  [[nodiscard]] std::optional<std::uint32_t> local_key(const void* memory,
+                                                       std::size_t length) const;
+  [[nodiscard]] rdma_conn_param connect_param(std::span<const std::byte> data) const;
+  Status join_loopback(QueuePair& from, QueuePair& to) const;
+
+  bool deliver();
+  bool poll_connections();
+  bool poll_connection(std::uint64_t number);
+  bool absorb(std::uint64_t number, const ibv_wc& completion);
+  void read_completion_channel();
+  void read_cm_events();
+  std::optional<CmEvent> next_cm_event();
+  void on_cm_event(const CmEvent& event);
+  void on_connect_request(const CmEvent& event);
+  void on_connection_event(VerbsConnection& connection, const CmEvent& event);
+  Status on_address_resolved(VerbsConnection& connection);
+  Status on_route_resolved(VerbsConnection& connection);
+  void on_established(VerbsConnection& connection, const CmEvent& event);
+  void dismiss(std::uint64_t number, std::string_view reason);
+  void expire();
+  [[nodiscard]] std::optional<Clock::time_point> next_deadline() const;
+  void fail(VerbsConnection& connection, Error reason);
+  void release(VerbsConnection& connection);
+  void destroy_id(rdma_cm_id* id) { (void)device_->calls.destroy_id(id); }
+
+  std::shared_ptr<Device> device_;
+  Handler& handler_;
+  rdma_event_channel* cm_channel_ = nullptr;
+  ibv_comp_channel* completion_channel_ = nullptr;
+  int epoll_ = -1;
+  int wake_ = -1;
+  rdma_cm_id* listener_ = nullptr;
+  std::uint64_t next_number_ = 1;
+  unsigned skipped_polls_ = 0;
+  std::size_t waiting_ = 0;   // Connections with a deadline.
+  std::deque<Event> events_;  // ≤ (kMaxOutstanding + 1) per connection.
+  std::unordered_map<std::uint64_t, VerbsConnection*> connections_;
+  std::map<std::uint64_t, rdma_cm_id*> callers_;  // Asked the handler and not answered.
+  std::vector<std::unique_ptr<Registered>> buffers_;
+  std::shared_ptr<VerbsWorker*> self_;  // For requests that outlive us.
+};
+
+}  // namespace distfuse::fabric::verbs
