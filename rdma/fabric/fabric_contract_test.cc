@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// fabric.h's contract, held against every implementation in one process: `ucx` over shared memory and over TCP.
+// fabric.h's contract, held against every implementation in one process: `ucx` over shared memory and over TCP, and
+// `verbs` on a fake device.
 #include <dirent.h>
 
 #include <cstdlib>
@@ -7,6 +8,8 @@
 #include <random>
 
 #include "rdma/fabric/contract_fixture.h"
+#include "rdma/fabric/verbs_fabric.h"
+#include "rdma/fabric/verbs_fake.h"
 
 namespace distfuse::fabric::test {
 namespace {
@@ -25,6 +28,10 @@ std::vector<Kind> kinds() {
       {"ucx_shared", [] { return open_ucx(nullptr); }},
       {"ucx_sysv", [] { return open_ucx("sysv"); }},
       {"ucx_tcp", [] { return open_ucx("tcp"); }},
+      {"verbs",
+       [] {
+         return must(verbs::open_verbs({"verbs", ""}, verbs::fake_table()));
+       }},
   };
 }
 
