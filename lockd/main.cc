@@ -103,6 +103,10 @@ int main(int argc, char** argv) {
   app.add_option("--log-level", command.log_level, "trace, debug, info, warn or error")
       ->capture_default_str();
   app.add_option("--admin-socket", command.admin_socket, "Answer `status` on this unix socket");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
   return distfuse::lockd::run(command);
 }
