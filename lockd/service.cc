@@ -143,11 +143,14 @@ void Service::keep(ConnectionId id, std::unique_ptr<fabric::Connection> connecti
 
 void Service::on_connect_request(std::unique_ptr<fabric::ConnectRequest> request) {
   const auto id = next_connection_++;
+  peers_[id];  // The lock core may have a word for a session that joins; it follows the Welcome.
   const auto greeting = daemon_->hello(id, request->private_data(), request->peer());
   if (greeting.verdict == Daemon::Verdict::reject || greeting.verdict == Daemon::Verdict::refuse)
     spdlog::warn("refused {}: {}", request->peer(), greeting.reason);
-  if (greeting.verdict == Daemon::Verdict::reject)
+  if (greeting.verdict == Daemon::Verdict::reject) {
+    peers_.erase(id);
     return worker_->reject(std::move(request), greeting.reason);
+  }
   accept(id, std::move(request), greeting);
 }
 
@@ -159,6 +162,8 @@ void Service::accept(ConnectionId id, std::unique_ptr<fabric::ConnectRequest> re
       worker_->accept(std::move(request), std::as_bytes(std::span(&greeting.welcome, 1)), exposed);
   if (!connection.ok()) {
     spdlog::warn("could not accept {}: {}", peer, connection.error().message);
+    peers_.erase(id);
+    blocked_.erase(id);
     if (greeting.verdict != Daemon::Verdict::refuse) daemon_->withdraw(id);
     return;
   }
@@ -203,7 +208,7 @@ void Service::on_disconnect(fabric::Connection& connection, const Error& reason)
 void Service::close(ConnectionId connection) {
   const auto it = peers_.find(connection);
   if (it == peers_.end()) return;
-  closed_.push_back(std::move(it->second.connection));
+  if (it->second.connection != nullptr) closed_.push_back(std::move(it->second.connection));
   peers_.erase(it);
   blocked_.erase(connection);
 }
@@ -228,7 +233,7 @@ void Service::fence(SessionId session) {
 
 void Service::send(ConnectionId id, std::span<const std::byte> message) {
   auto& peer = peers_.at(id);
-  if (peer.outgoing.empty()) {
+  if (peer.outgoing.empty() && peer.connection != nullptr) {
     const auto status = peer.connection->send(message);
     // Any error but a full queue ends the connection, and on_disconnect follows.
     if (status.ok() || status.error().code != EAGAIN) return;

@@ -292,6 +292,7 @@ void RawClient::post(Lock& lock, const df_chain& chain) {
   }
   free_.pop_back();
   posted_[index] = {&lock, chain.kind, chain.slot};
+  if (after_post) after_post(chain.kind);
 }
 
 void RawClient::on_completion(fabric::Connection& /*connection*/, std::uint64_t cookie,

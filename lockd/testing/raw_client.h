@@ -73,6 +73,7 @@ class RawClient : private fabric::Handler {
   Status send_raw_on_lane(std::span<const std::byte> bytes);
   /// Called when a chain of this kind is about to be posted (to die there).
   std::function<void(std::uint32_t kind)> before_post;
+  std::function<void(std::uint32_t kind)> after_post;
   std::function<void(const df_msg&)> on_any_message;
   /// Gives up all locks and says Bye.
   bool bye();
