@@ -33,6 +33,9 @@
 // Known weakness: after a well-formed Hello (cluster id included) UCX itself parses the peer's worker address and packets, and UCX
 // trusts them. The address is protected against accidents by a checksum, not against malice. Within a cluster, peers that
 // know the cluster id are trusted not to attack UCX.
+//
+// Known weakness too: no shared memory below UCX (rpc/ucx.cc says why), so a round trip on one machine costs a TCP wake-up; and an
+// eager message of several fragments is put together by UCX in memory of its own before its length is checked here.
 #pragma once
 
 #include <cstdint>
