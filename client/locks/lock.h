@@ -26,8 +26,16 @@ constexpr Mode from_core(df_u32 mode) {
 
 /// A call that waits for a lock, on its thread's stack.
 struct Waiter {
-  enum class State : std::uint8_t { waiting, granted, would_block, busy, lost };
-  Mode mode = Mode::none;
+  enum class State : std::uint8_t {
+    waiting,
+    granted,
+    would_block,
+    again,  ///< Granted what it does not want any more.
+    busy,
+    lost
+  };
+  Mode mode = Mode::none;     ///< Asked for.
+  Mode granted = Mode::none;  ///< Of the pin: x instead of s when the owner said so.
   bool try_only = false;
   const Range* page_io = nullptr;
   State state = State::waiting;
@@ -42,6 +50,8 @@ struct Shed {
   bool decided = false;  ///< `keep` is what the owner allowed.
   bool swept = false;    ///< The sweep of everything is done (or not needed).
   bool sweeping = false;
+  bool pages =
+      false;  ///< Begun with pages under S: nobody has the file open for writing, an open may be on its way.
   Mode keep = Mode::none;
   unsigned guests = 0;  ///< Pins among the core's that were admitted meanwhile.
   std::vector<Range>

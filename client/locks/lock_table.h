@@ -57,6 +57,13 @@ class CacheOwner {
     (void)ino;
     return asked;
   }
+  /// Any thread, with the lock's mutex held: must not wait, nor call the table. Whether page I/O that asks for S needs X, because
+  /// the file is open for writing here. True from before drop() is called by the open, so that the answer, the pin and the
+  /// drop are in one order. Who reads pages asks for S and leaves the choice to this: see pin_page_io.
+  virtual bool page_io_needs_x(Ino ino) {
+    (void)ino;
+    return false;
+  }
   /// Revoker thread, gate closed, no pin left: bring dirty size and times to storaged, unregister idle opens, and forget
   /// attributes and entries (`keep` none) or mark them clean (`keep` s). An error has been recorded for fsync/close by the owner.
   virtual void shed(Ino ino, Mode keep) = 0;
@@ -143,14 +150,16 @@ class LockTable {
   virtual Pin try_pin(Ino ino, Mode mode) = 0;
   /// try_pin for many with the chains in flight together; empty pins where it did not work.
   virtual std::vector<Pin> try_pin_many(std::span<const Ino> inodes, Mode mode) = 0;
-  /// For READ and WRITE requests, which may hold page locks: see the head of this file.
+  /// For READ and WRITE requests, which may hold page locks: see the head of this file. READ asks for s always: it gets x when the owner
+  /// says page_io_needs_x, but may be served under s while an open for writing is still dropping the pages read under s.
+  /// WRITE asks for x and gets x.
   virtual Result<Pin> pin_page_io(Ino ino, Mode mode, Range range,
                                   const Interrupted& interrupted = {}) = 0;
   /// Gives the lock up if it is held in `mode` or weaker (sweep, shed, release) and returns when it is gone.
   virtual void drop(Ino ino, Mode mode) = 0;
   /// The kernel forgot the inode: the lock may go, later, in the background.
   virtual void forget(Ino ino) = 0;
-  /// Look and Glimpse: what an X holder elsewhere has not yet told the server; nothing when nobody holds X or nothing changed.
+  /// Look and Glimpse: what an X holder has not yet told the server (this mount too, while it gives X up); nothing when nobody holds X or nothing changed.
   virtual Result<std::optional<ValueBlock>> glimpse(Ino ino) = 0;
 
   // fcntl and flock, by message to lockd. `owner`: the kernel's lock owner, unique in this mount. end is inclusive.

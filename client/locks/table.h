@@ -19,6 +19,9 @@
 // No page I/O under this hold of the lock: no pages of ours are in the kernel, so only attributes are swept. This is what keeps a WRITE that
 // waits for X with its page locked from stopping the revoke of an S that was taken for the attributes.
 //
+// Pages under S and a file open for writing never meet: an open raises page_io_needs_x and then drops S. A READ that comes in between waits
+// for X, but the sweep of that drop may wait for its page; so while pages under S are being given up, READs still join under S.
+//
 // Recovery: the loss of the control connection or of a lane ends the session: all waits and calls give ENOTCONN.
 //
 // Limits: LockTableOptions. max_locks is kept by a trimmer that runs behind; a caller that makes new locks at twice the
@@ -105,6 +108,8 @@ class Table final : public LockTable, private Receiver {
                                   Clock::time_point since);
   void want(Lock& lock, Guard& guard, Waiter& waiter);
   void leave(Lock& lock, Guard& guard, Waiter& waiter);
+  Mode needed(const Lock& lock, const Waiter& waiter);
+  bool may_join(const Lock& lock, const Waiter& waiter);
   void admit(Lock& lock, const Waiter& waiter);
   bool may_be_guest(Lock& lock, const Waiter& waiter, Clock::time_point since);
   Pin pin_of(Lock& lock, Mode mode, bool guest = false);

@@ -30,12 +30,14 @@ void Table::wake(Lock& lock, unsigned bits) {
       return true;
     }
     if ((bits & DF_WAKE_GRANTED) != 0) {
-      if (df_lock_pin_granted(&lock.core, to_core(waiter->mode)) == DF_PIN_OK) {
+      waiter->granted = needed(lock, *waiter);
+      if (df_lock_pin_granted(&lock.core, to_core(waiter->granted)) == DF_PIN_OK) {
         // Pinned here, not when its thread wakes up: a revoke that follows at once waits for it.
         admit(lock, *waiter);
         waiter->state = State::granted;
         return true;
       }
+      if (!waiter->try_only && lock.covers(waiter->mode)) waiter->state = State::again;
     }
     if (waiter->try_only) {
       if ((bits & DF_WAKE_WOULD_BLOCK) == 0) return false;
@@ -81,6 +83,7 @@ void Table::begin_shed(Lock& lock, Mode keep) {
   lock.shed.active = true;
   lock.shed.queued = true;
   lock.shed.keep = keep;
+  lock.shed.pages = lock.page_io && lock.core.held == DF_S;
   counts_.revokes.fetch_add(1, std::memory_order_relaxed);
   revokers_->push({RevokerJob::Kind::shed, lock.shared_from_this(), nullptr});
 }

@@ -28,6 +28,20 @@ Pin Table::pin_of(Lock& lock, Mode mode, bool guest) {
   return {this, reinterpret_cast<void*>(address), mode};
 }
 
+/// What the waiter's pin must be, now.
+Mode Table::needed(const Lock& lock, const Waiter& waiter) {
+  if (waiter.page_io == nullptr || waiter.mode != Mode::s) return waiter.mode;
+  return owner_.page_io_needs_x(lock.ino) ? Mode::x : Mode::s;
+}
+
+/// Whether the held mode, although it is being given up, is one that the waiter may be served under.
+bool Table::may_join(const Lock& lock, const Waiter& waiter) {
+  if (waiter.page_io == nullptr || lock.core.gate != DF_GATE_REVOKING) return false;
+  if (lock.covers(needed(lock, waiter))) return true;
+  // An open for writing has begun, and waits until the pages under S are gone, this one's too.
+  return lock.covers(waiter.mode) && lock.shed.active && lock.shed.pages;
+}
+
 /// A pin was counted by the core: what the shell remembers of it.
 void Table::admit(Lock& lock, const Waiter& waiter) {
   lock.recent = true;
@@ -60,10 +74,11 @@ Result<Pin> Table::acquire(Ino ino, Mode mode, const Range* page_io,
   waiter.mode = mode;
   waiter.page_io = page_io;
   Guard guard(lock->mutex);
-  if (df_lock_pin(&lock->core, to_core(mode)) == DF_PIN_OK) {
+  const Mode now = needed(*lock, waiter);
+  if (df_lock_pin(&lock->core, to_core(now)) == DF_PIN_OK) {
     ++lock->hits;
     admit(*lock, waiter);
-    return pin_of(*lock, mode);
+    return pin_of(*lock, now);
   }
   return wait_for(*lock, guard, waiter, interrupted);
 }
@@ -71,10 +86,7 @@ Result<Pin> Table::acquire(Ino ino, Mode mode, const Range* page_io,
 /// Whether page I/O, waiting `since`, is to be served under the lock that is being given up.
 bool Table::may_be_guest(Lock& lock, const Waiter& waiter, Clock::time_point since) {
   Shed& shed = lock.shed;
-  if (waiter.page_io == nullptr || !shed.active || !shed.sweeping ||
-      lock.core.gate != DF_GATE_REVOKING || !lock.covers(waiter.mode)) {
-    return false;
-  }
+  if (!shed.active || !shed.sweeping || !may_join(lock, waiter)) return false;
   if (since <= shed.admit_until) return true;
   const auto now = Clock::now();
   if (now - std::max(since, shed.sweep_since) < (shed.guests == 0 ? kPark : kParkBehind)) {
@@ -88,23 +100,26 @@ bool Table::may_be_guest(Lock& lock, const Waiter& waiter, Clock::time_point sin
 /// One look at a lock that was not simply there: a pin, an error, or nothing yet.
 std::optional<Result<Pin>> Table::look(Lock& lock, Guard& guard, Waiter& waiter,
                                        Clock::time_point since) {
-  if (waiter.state == Waiter::State::granted) return pin_of(lock, waiter.mode);
+  if (waiter.state == Waiter::State::granted) return pin_of(lock, waiter.granted);
   if (lock.core.lost != 0) {
     leave(lock, guard, waiter);
     return lost_error();
   }
   if (may_be_guest(lock, waiter, since)) {
-    if (df_lock_pin_guest(&lock.core, to_core(waiter.mode)) != DF_PIN_OK) std::abort();
+    const Mode now = needed(lock, waiter);
+    const Mode mode = lock.covers(now) ? now : waiter.mode;
+    if (df_lock_pin_guest(&lock.core, to_core(mode)) != DF_PIN_OK) std::abort();
     admit(lock, waiter);
     ++lock.shed.guests;
     lock.shed.admitted.push_back(*waiter.page_io);
     leave(lock, guard, waiter);
-    return pin_of(lock, waiter.mode, true);
+    return pin_of(lock, mode, true);
   }
   const bool queued = std::ranges::find(lock.waiters, &waiter) != lock.waiters.end();
-  if (!queued && df_lock_pin(&lock.core, to_core(waiter.mode)) == DF_PIN_OK) {
+  const Mode now = needed(lock, waiter);
+  if (!queued && df_lock_pin(&lock.core, to_core(now)) == DF_PIN_OK) {
     admit(lock, waiter);
-    return pin_of(lock, waiter.mode);
+    return pin_of(lock, now);
   }
   return {};
 }
@@ -112,7 +127,7 @@ std::optional<Result<Pin>> Table::look(Lock& lock, Guard& guard, Waiter& waiter,
 /// Queues the waiter and tells the machine, unless it is parked, or was told already.
 void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
   const bool queued = std::ranges::find(lock.waiters, &waiter) != lock.waiters.end();
-  if (queued && waiter.state != Waiter::State::busy) return;
+  if (queued && waiter.state == Waiter::State::waiting) return;
   if (waiter.state == Waiter::State::granted) return;
   if (!lock.credit) {
     if (!ask_credits_->try_take()) {
@@ -127,7 +142,7 @@ void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
   waiter.state = Waiter::State::waiting;
   df_out out;
   df_chain chain;
-  switch (df_lock_want(&lock.core, to_core(waiter.mode), 0, &out)) {
+  switch (df_lock_want(&lock.core, to_core(needed(lock, waiter)), 0, &out)) {
     case DF_WANT_HELD:
       std::erase(lock.waiters, &waiter);  // The next look pins it.
       settle(lock);
@@ -150,8 +165,7 @@ Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
   milliseconds pause{1};  // lockd has no room: 1 ms, doubling to 100.
   while (true) {
     if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
-    const bool parked =
-        waiter.page_io != nullptr && lock.core.gate == DF_GATE_REVOKING && lock.covers(waiter.mode);
+    const bool parked = may_join(lock, waiter);
     if (waiter.state == Waiter::State::busy) {
       lock.changed.wait_for(guard, pause);
       pause = std::min(pause * 2, milliseconds(100));
@@ -161,8 +175,7 @@ Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
       if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
     }
     if (waiter.state == Waiter::State::waiting) {
-      const bool may_join = waiter.page_io != nullptr && lock.covers(waiter.mode);
-      lock.changed.wait_for(guard, may_join ? kPark / 2 : kPoll);
+      lock.changed.wait_for(guard, may_join(lock, waiter) ? kPark / 2 : kPoll);
     }
     if (!interrupted || Clock::now() - asked_at < kPoll) continue;
     asked_at = Clock::now();

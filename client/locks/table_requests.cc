@@ -129,7 +129,12 @@ Result<std::optional<ValueBlock>> Table::glimpse_once(df_u64 key, df_u32 slot) {
 Result<std::optional<ValueBlock>> Table::glimpse(Ino ino) {
   df_u32 slot = DF_NO_SLOT;
   if (const auto lock = locks_.find(ino)) {
-    const std::lock_guard guard(lock->mutex);
+    Guard guard(lock->mutex);
+    if (lock->core.held == DF_X) {
+      // Our own, but being given up, or the caller would have a pin: shed may not have told the server yet.
+      guard.unlock();
+      return owner_.publish(ino);
+    }
     if (lock->covers(Mode::s)) return std::optional<ValueBlock>{};  // Nobody else holds X.
     slot = lock->core.slot;
   }
