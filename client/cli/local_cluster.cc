@@ -176,6 +176,7 @@ Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigne
   }
   DISTFUSE_TRY(make_folder(local.root));
   DISTFUSE_TRY(make_folder(local.run_dir()));
+  DISTFUSE_TRY(make_folder(local.root + "/data"));
   std::error_code error;
   if (!fs::exists(local.config_path(), error)) {
     config::Cluster cluster = new_cluster(local, storageds == 0 ? kDefaultStorageds : storageds);
