@@ -54,13 +54,20 @@ int serve_storage(const config::Cluster& cluster, Talk& talk) {
     }
     return std::move(server).value();
   };
+  const auto run = [](rpc::Server& server) {
+    for (;;) {
+      while (server.progress()) {
+      }
+      server.wait(-1ms);
+    }
+  };
   const auto meta = serve(cluster.storaged[0].meta_listen, true);
   const auto data = serve(cluster.storaged[0].data_listen, false);
+  std::thread other([&] { run(*meta); });
   talk.say("ready");
-  for (;;) {
-    const bool worked = meta->progress();
-    if (!data->progress() && !worked) std::this_thread::sleep_for(1ms);
-  }
+  run(*data);
+  other.join();
+  return 0;
 }
 
 }  // namespace
