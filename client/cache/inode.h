@@ -11,6 +11,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -110,9 +111,10 @@ struct Inode {
       0};                    ///< Changed under `state`; read without, and again once a pin is held.
   bool registered = false;   ///< At the server, as open by this mount. Changed under `server`.
   bool posix_locks = false;  ///< fcntl locks were asked for through this mount.
-  rpc::Ino parent = 0;       ///< Of a directory, as last seen; for "..".
-  std::atomic<bool> queued{false};  ///< In the flusher's set.
-  std::uint64_t cached_end = 0;     ///< No page beyond is in the kernel's cache (for appends).
+  std::chrono::steady_clock::time_point looked_up;  ///< The last LOOKUP: an open may follow.
+  rpc::Ino parent = 0;                              ///< Of a directory, as last seen; for "..".
+  std::atomic<bool> queued{false};                  ///< In the flusher's set.
+  std::uint64_t cached_end = 0;  ///< No page beyond is in the kernel's cache (for appends).
   std::optional<std::string> link_target;  ///< Never changes.
   std::map<std::string, std::optional<std::string>>
       xattrs;  ///< As fetched under the lock; nullopt: there is none of that name.

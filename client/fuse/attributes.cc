@@ -67,7 +67,7 @@ Result<rpc::Attributes> Filesystem::pinned_attributes(Inode& inode) {
 
 /// Without a lock: the holder of X is asked (it publishes, it flushes nothing) before the server, so that what it wrote back in between
 /// is seen at the server; the newer of the two is believed.
-Result<Filesystem::Described> Filesystem::describe(Inode& inode) {
+Result<Filesystem::Described> Filesystem::describe(Inode& inode, bool registering) {
   Described result;
   result.pin = locks_->try_pin(inode.ino, Mode::s);
   if (result.pin) {
@@ -77,6 +77,22 @@ Result<Filesystem::Described> Filesystem::describe(Inode& inode) {
     result.timeout = kForever;
     return result;
   }
+  return describe_unlocked(inode, registering);
+}
+
+/// With S of the directory pinned. The kernel may open next what it looks up: until then the file must not go, or an open of a name that is
+/// always there (renamed over by others) fails with ESTALE. With the inode's lock, shed() sees to that; without, we register now.
+Result<Filesystem::Described> Filesystem::describe_for_lookup(Inode& inode, std::uint32_t type) {
+  if (!S_ISREG(type)) return describe(inode);
+  {
+    const std::lock_guard lock(inode.state);
+    inode.looked_up = std::chrono::steady_clock::now();
+  }
+  return describe(inode, true);
+}
+
+Result<Filesystem::Described> Filesystem::describe_unlocked(Inode& inode, bool registering) {
+  Described result;
   {
     const std::lock_guard lock(inode.state);  // a lock of ours that is on its way out is still ours
     if (inode.attributes.valid()) {
@@ -86,7 +102,7 @@ Result<Filesystem::Described> Filesystem::describe(Inode& inode) {
   }
   auto glimpsed = locks_->glimpse(inode.ino);
   if (!glimpsed) return glimpsed.error();
-  auto fresh = fetch_attributes(inode.ino);
+  auto fresh = registering ? linger(inode) : fetch_attributes(inode.ino);
   if (!fresh) return fresh.error();
   result.attributes = *fresh;
   if (glimpsed->has_value() && (*glimpsed)->ctime_ns >= fresh->ctime.ns) {

@@ -56,6 +56,28 @@ Mode Filesystem::keep_allowed(Ino ino, Mode asked) {
   return inode != nullptr && inode->write_opens != 0 ? Mode::none : asked;
 }
 
+/// With inode.server held. Who asks may want to remove the file's last name: an idle registration goes, so that the file can. Unless the
+/// kernel has just looked it up, and may open it next.
+void Filesystem::shed_registration(Inode& inode) {
+  constexpr std::chrono::milliseconds kMayOpen{100};
+  bool soon = false;
+  {
+    const std::lock_guard lock(inode.state);
+    if (inode.opens != 0) return;
+    soon = std::chrono::steady_clock::now() - inode.looked_up < kMayOpen &&
+           inode.attributes.get().nlink != 0;
+  }
+  if (!soon) {
+    // An error is the end of the session, which unregisters too.
+    if (inode.registered && !close_at_server(inode).ok()) inode.registered = false;
+    return;
+  }
+  if (!inode.registered && !call(rpc::OpenFile{inode.ino})) return;
+  inode.registered = true;
+  const std::lock_guard lock(flusher_mutex_);
+  lingering_.push_back(inode.ino);
+}
+
 void Filesystem::shed(Ino ino, Mode keep) {
   if (keep == Mode::none) entries_.forget(ino);
   InodeRef inode = inodes_.find(ino);
@@ -63,13 +85,7 @@ void Filesystem::shed(Ino ino, Mode keep) {
   {
     const std::lock_guard server(inode->server);
     (void)flush_locked(*inode).ok();  // recorded for fsync and close
-    bool idle = false;
-    {
-      const std::lock_guard lock(inode->state);
-      idle = keep == Mode::none && inode->registered && inode->opens == 0;
-    }
-    // An error is the end of the session, which unregisters too.
-    if (idle && !close_at_server(*inode).ok()) inode->registered = false;
+    if (keep == Mode::none) shed_registration(*inode);
     const std::lock_guard lock(inode->state);
     if (keep == Mode::none) {
       inode->attributes.drop();

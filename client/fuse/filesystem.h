@@ -181,7 +181,9 @@ class Filesystem final : public CacheOwner {
   void drop_references(const InodeRef& inode, std::uint64_t count);
 
   // attributes.cc
-  Result<Described> describe(Inode& inode);
+  Result<Described> describe(Inode& inode, bool registering = false);
+  Result<Described> describe_unlocked(Inode& inode, bool registering);
+  Result<Described> describe_for_lookup(Inode& inode, std::uint32_t type);
   /// With a pin of the inode held: what is cached, or fetched now.
   Result<rpc::Attributes> pinned_attributes(Inode& inode);
   Result<rpc::Attributes> fetch_attributes(Ino ino) const;
@@ -209,6 +211,10 @@ class Filesystem final : public CacheOwner {
   Status register_open(Inode& inode, bool writable, bool pinned);
   void unregister_open(const InodeRef& inode, bool writable);
   Status close_at_server(Inode& inode);
+  Result<rpc::Attributes> linger(Inode& inode);
+  void end_lingering();
+  void shed_registration(Inode& inode);
+  void unregister_idle(const InodeRef& inode);
   Result<Made> open_existing(fuse_req_t req, Ino parent, const std::string& name, int flags);
 
   // read_write.cc
@@ -263,6 +269,7 @@ class Filesystem final : public CacheOwner {
   mutable std::mutex flusher_mutex_;
   std::condition_variable flusher_wake_;
   std::unordered_set<Ino> dirty_;                   ///< Guarded by flusher_mutex_.
+  std::vector<Ino> lingering_;                      ///< Guarded by flusher_mutex_.
   std::vector<std::pair<Ino, Range>> stale_pages_;  ///< Guarded by flusher_mutex_.
   bool flusher_stop_ = false;                       ///< Guarded by flusher_mutex_.
   bool void_caches_ = false;                        ///< Guarded by flusher_mutex_.

@@ -84,7 +84,10 @@ void Filesystem::flusher_main() {
       notify(ino, static_cast<std::int64_t>(range.offset), static_cast<std::int64_t>(range.length));
     if (all)
       for (const InodeRef& inode : inodes_.all()) notify(inode->ino, 0, 0);
-    if (!woken) flush_dirty();
+    if (!woken) {
+      flush_dirty();
+      end_lingering();
+    }
     lock.lock();
   }
 }

@@ -139,6 +139,9 @@ void Filesystem::copy_file_range(fuse_req_t req, Ino from, std::uint64_t from_of
 void Filesystem::lseek(fuse_req_t req, Ino ino, std::uint64_t offset, int whence) {
   if (whence != SEEK_DATA && whence != SEEK_HOLE) return (void)fuse_reply_err(req, EINVAL);
   const InodeRef inode = inodes_.get(ino);
+  // What mappings of this mount stored is data too; the kernel does not write it back for this request. Nothing is held here that
+  // writeback could wait for.
+  if (inode->write_opens != 0) notify(ino, 0, 0);
   auto pin = locks_->pin(ino, Mode::s, interrupted(req));
   if (!pin) return reply_error(req, pin.error());
   auto attributes = pinned_attributes(*inode);
