@@ -3,7 +3,6 @@
 
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
-#include <ucm/api/ucm.h>
 #include <ucs/debug/debug.h>
 #include <ucs/debug/log_def.h>
 #include <unistd.h>
@@ -40,15 +39,10 @@ void settle_process() {
   static std::once_flag once;
   std::call_once(once, [] {
     ucs_log_push_handler(log_line);
-    // Its handlers for these print a backtrace and hide the core dump (and a sanitizer's report).
+    // Its handlers print a backtrace and hide the core dump (and a sanitizer's report); SIGHUP makes it trace.
     if (std::getenv("UCX_ERROR_SIGNALS") == nullptr) {
-      for (const int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) ucs_debug_disable_signal(signal);
-    }
-    // Patching mmap and munmap of the process serves the registration cache, which we have no use for.
-    if (std::getenv("UCX_MEM_EVENTS") == nullptr) {
-      ucm_global_config_t memory = ucm_global_opts;
-      memory.enable_events = 0;
-      ucm_set_global_opts(&memory);
+      for (const int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGHUP})
+        ucs_debug_disable_signal(signal);
     }
   });
 }
@@ -122,7 +116,12 @@ Result<std::shared_ptr<Context>> Context::create() {
   settle_process();
   auto context = std::make_shared<Context>();
   const auto transports = shared_transports();
-  if (transports.empty()) return context;
+  if (transports.empty()) {
+    // Read all the same: UCX warns of settings that nobody has asked for.
+    ucp_config_t* config = nullptr;
+    if (ucp_config_read(nullptr, nullptr, &config) == UCS_OK) ucp_config_release(config);
+    return context;
+  }
   auto handle = make_context(transports);
   if (!handle) return handle.error();
   context->handle_ = *handle;

@@ -20,14 +20,9 @@ namespace {
 constexpr std::size_t kSmallInput = 16 * 1024;
 constexpr std::size_t kLargeInput = 2 * (kHeaderSize + kMaxBody);
 
-Error system_error(std::string what) {
-  const int code = errno;
-  return Error{code, std::move(what) + ": " + std::strerror(code)};
-}
-
 Result<Fd> make_socket(const SocketAddress& address) {
   Fd fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd.valid()) return system_error("socket");
+  if (!fd.valid()) return system_failure("socket");
   const int one = 1;
   (void)setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
   return fd;
@@ -61,7 +56,7 @@ Status Stream::flush() {
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN) break;
-      return system_error("send");
+      return system_failure("send");
     }
     out_start_ += static_cast<std::size_t>(n);
   }
@@ -95,7 +90,7 @@ Status Stream::receive() {
   if (n == 0) return Error{ECONNRESET, "the peer closed the connection"};
   if (n < 0) {
     if (errno == EAGAIN) return {};
-    return system_error("receive");
+    return system_failure("receive");
   }
   in_end_ += static_cast<std::size_t>(n);
   return {};
@@ -109,7 +104,7 @@ Result<Fd> listen_socket(std::string_view address) {
   const int one = 1;
   (void)setsockopt(fd->get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
   if (::bind(fd->get(), found->get(), found->length) != 0 || ::listen(fd->get(), 1024) != 0) {
-    return system_error("cannot listen on " + std::string(address));
+    return system_failure("cannot listen on " + std::string(address));
   }
   return fd;
 }
@@ -120,14 +115,14 @@ Result<Fd> connect_socket(std::string_view address) {
   auto fd = make_socket(*found);
   if (!fd) return fd.error();
   if (::connect(fd->get(), found->get(), found->length) != 0 && errno != EINPROGRESS) {
-    return system_error("cannot connect to " + std::string(address));
+    return system_failure("cannot connect to " + std::string(address));
   }
   return fd;
 }
 
 Result<Fd> accept_socket(int listener) {
   Fd fd(::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-  if (!fd.valid()) return system_error("accept");
+  if (!fd.valid()) return system_failure("accept");
   const int one = 1;
   (void)setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
   return fd;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/result.h"
+#include "rdma/fabric/system_failure.h"
 
 namespace distfuse::fabric::ucx {
 

@@ -23,6 +23,10 @@ namespace distfuse::fabric::ucx {
 class UcxWorker;
 using Clock = std::chrono::steady_clock;
 
+// What epoll says of things that are neither callers nor connections.
+inline constexpr std::uint64_t kWakeId = 1;
+inline constexpr std::uint64_t kListenerId = 2;
+
 class UcxConnection : public Connection {
  public:
   ~UcxConnection() override;
@@ -125,6 +129,8 @@ class UcxWorker : public Worker {
   void fail(UcxConnection& connection, Error reason);
   void forget(UcxConnection& connection);
   void expire();
+  void expire_callers(Clock::time_point now);
+  [[nodiscard]] std::optional<Clock::time_point> next_caller_deadline() const;
   [[nodiscard]] std::optional<Clock::time_point> next_deadline() const;
 
   std::shared_ptr<Context> context_;

@@ -8,15 +8,10 @@
 #include <string>
 
 #include "rdma/fabric/fabric.h"
+#include "rdma/fabric/system_failure.h"
 #include "rdma/fabric/verbs_table.h"
 
 namespace distfuse::fabric::verbs {
-
-/// errno as an Error, with what was tried.
-[[nodiscard]] inline Error system_failure(const std::string& what) {
-  const int code = errno != 0 ? errno : EIO;
-  return Error{code, what + ": " + std::strerror(code)};
-}
 
 class Device {
  public:
