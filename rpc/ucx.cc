@@ -1,48 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rpc/ucx.h"
 
-#include <spdlog/spdlog.h>
-#include <ucs/debug/debug.h>
-#include <ucs/debug/log_def.h>
 #include <xxhash.h>
 
-#include <csignal>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 
+#include "common/ucx_process.h"
 #include "rpc/wire.h"
 
 namespace distfuse::rpc {
 namespace {
-
-/// UCX's lines in our log, where a test or a person looks.
-ucs_log_func_rc_t log_line(const char*, unsigned, const char*, ucs_log_level_t level,
-                           const ucs_log_component_config_t*, const char* format, va_list args) {
-  char text[512];
-  va_list copy;
-  va_copy(copy, args);
-  (void)std::vsnprintf(text, sizeof text, format, copy);
-  va_end(copy);
-  auto to = spdlog::level::debug;
-  if (level <= UCS_LOG_LEVEL_ERROR) to = spdlog::level::err;
-  if (level == UCS_LOG_LEVEL_WARN) to = spdlog::level::warn;
-  spdlog::log(to, "ucx: {}", text);
-  return UCS_LOG_FUNC_RC_STOP;
-}
-
-/// What UCX does to a process when it is loaded and that a daemon does not want.
-void settle_process() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    ucs_log_push_handler(log_line);
-    // Its handlers for these hide the core dump and a sanitizer's report.
-    if (std::getenv("UCX_ERROR_SIGNALS") == nullptr)
-      for (const int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) ucs_debug_disable_signal(signal);
-  });
-}
 
 Error ucx_error(int code, const char* what, ucs_status_t status) {
   return Error{code, std::string(what) + ": " + ucs_status_string(status)};
@@ -55,7 +24,7 @@ std::uint32_t address_hash(std::span<const std::byte> address) {
 }
 
 Result<std::shared_ptr<UcxContext>> UcxContext::create(const std::string& device) {
-  settle_process();
+  settle_ucx_in_process();
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return ucx_error(EIO, "UCX configuration", status);

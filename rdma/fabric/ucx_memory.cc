@@ -1,51 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rdma/fabric/ucx_memory.h"
 
-#include <spdlog/spdlog.h>
 #include <sys/stat.h>
-#include <ucs/debug/debug.h>
-#include <ucs/debug/log_def.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <csignal>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 
+#include "common/ucx_process.h"
+
 namespace distfuse::fabric::ucx {
-
 namespace {
-
-/// UCX's own lines go to our log, once.
-ucs_log_func_rc_t log_line(const char*, unsigned, const char*, ucs_log_level_t level,
-                           const ucs_log_component_config_t*, const char* format, va_list args) {
-  char text[512];
-  va_list copy;
-  va_copy(copy, args);
-  (void)std::vsnprintf(text, sizeof(text), format, copy);
-  va_end(copy);
-  auto to = spdlog::level::debug;
-  if (level <= UCS_LOG_LEVEL_ERROR) to = spdlog::level::err;
-  if (level == UCS_LOG_LEVEL_WARN) to = spdlog::level::warn;
-  spdlog::log(to, "ucx: {}", text);
-  return UCS_LOG_FUNC_RC_STOP;
-}
-
-/// What UCX does to a process when it is loaded and that a daemon does not want. The user's environment still wins.
-void settle_process() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    ucs_log_push_handler(log_line);
-    // Its handlers print a backtrace and hide the core dump (and a sanitizer's report); SIGHUP makes it trace.
-    if (std::getenv("UCX_ERROR_SIGNALS") == nullptr) {
-      for (const int signal : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGHUP})
-        ucs_debug_disable_signal(signal);
-    }
-  });
-}
 
 HostId read_host() {
   HostId host{};
@@ -113,7 +81,7 @@ Error ucx_failure(const std::string& what, ucs_status_t status) {
 }
 
 Result<std::shared_ptr<Context>> Context::create() {
-  settle_process();
+  settle_ucx_in_process();
   auto context = std::make_shared<Context>();
   const auto transports = shared_transports();
   if (transports.empty()) {
