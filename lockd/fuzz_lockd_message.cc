@@ -31,6 +31,7 @@ class Steps {
   }
   void fill(void* to, std::size_t length) {
     const auto n = std::min(length, input_.size());
+    if (n == 0) return;
     std::memcpy(to, input_.data(), n);
     input_ = input_.subspan(n);
   }

@@ -29,7 +29,7 @@ class Loopback {
     std::uint64_t cookie;
     std::uint64_t old;  ///< Of the chain's atomic.
     bool read;          ///< Whether it had a READ; if not, the image means nothing.
-    std::array<std::byte, DF_BUCKET_SIZE> image;
+    alignas(df_slot) std::array<std::byte, DF_BUCKET_SIZE> image;
   };
   /// For Handler::on_completion of connection(): what the chain brought; more chains are posted.
   Completion completed(std::uint64_t entry);

@@ -303,7 +303,7 @@ void RawClient::on_completion(fabric::Connection& /*connection*/, std::uint64_t 
   }
   const auto posted = posted_[cookie];
   const auto old = buffers_[cookie].old;
-  const auto image = buffers_[cookie].image;
+  alignas(df_slot) const auto image = buffers_[cookie].image;
   free_.push_back(cookie);
   df_out out{};
   const bool read = posted.kind == DF_CHAIN_FIND || posted.kind == DF_CHAIN_TAKE;
