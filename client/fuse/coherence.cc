@@ -56,6 +56,12 @@ Mode Filesystem::keep_allowed(Ino ino, Mode asked) {
   return inode != nullptr && inode->write_opens != 0 ? Mode::none : asked;
 }
 
+/// A shared mapping stores into a clean page without asking: while the file is open for writing here, its pages are read under X.
+bool Filesystem::page_io_needs_x(Ino ino) {
+  const InodeRef inode = inodes_.find(ino);
+  return inode != nullptr && inode->write_opens != 0;
+}
+
 /// With inode.server held. Who asks may want to remove the file's last name: an idle registration goes, so that the file can. Unless the
 /// kernel has just looked it up, and may open it next.
 void Filesystem::shed_registration(Inode& inode) {

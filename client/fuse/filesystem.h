@@ -84,6 +84,7 @@ class Filesystem final : public CacheOwner {
   void invalidate_kernel(Ino ino, std::span<const Range> ranges) override;
   void invalidate_attributes(Ino ino) override;
   Mode keep_allowed(Ino ino, Mode asked) override;
+  bool page_io_needs_x(Ino ino) override;
   void shed(Ino ino, Mode keep) override;
   std::optional<ValueBlock> publish(Ino ino) override;
   void session_lost(const std::string& reason) override;
@@ -218,7 +219,6 @@ class Filesystem final : public CacheOwner {
   Result<Made> open_existing(fuse_req_t req, Ino parent, const std::string& name, int flags);
 
   // read_write.cc
-  Result<Pin> pin_for_read(fuse_req_t req, Inode& inode, Range range);
   Result<std::size_t> write_pinned(fuse_req_t req, Inode& inode, std::span<const std::byte> bytes,
                                    std::uint64_t offset, const fuse_file_info& file);
   Result<std::uint64_t> append(fuse_req_t req, const FileHandle& handle,

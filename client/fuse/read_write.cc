@@ -64,21 +64,12 @@ bool must_kill_setid(const rpc::Attributes& attributes) {
 
 }  // namespace
 
-/// A shared mapping stores into a clean page without asking: while the file is open for writing here, pages are read under X. Looked at
-/// again with the pin held: an open for writing raises write_opens before it drops S.
-Result<Pin> Filesystem::pin_for_read(fuse_req_t req, Inode& inode, Range range) {
-  for (;;) {
-    const Mode mode = inode.write_opens != 0 ? Mode::x : Mode::s;
-    auto pin = locks_->pin_page_io(inode.ino, mode, range, interrupted(req));
-    if (!pin || mode == Mode::x || inode.write_opens == 0) return pin;
-  }
-}
-
 void Filesystem::read(fuse_req_t req, Ino, std::size_t size, std::uint64_t offset,
                       fuse_file_info* file) {
   const auto& handle = *reinterpret_cast<const FileHandle*>(file->fh);
   Inode& inode = *handle.inode;
-  auto pin = pin_for_read(req, inode, {offset, size});
+  // X if the file is open for writing here: the lock table asks page_io_needs_x().
+  auto pin = locks_->pin_page_io(inode.ino, Mode::s, {offset, size}, interrupted(req));
   if (!pin) return reply_error(req, pin.error());
   std::shared_lock data(inode.data);
   auto attributes = pinned_attributes(inode);
