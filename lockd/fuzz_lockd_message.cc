@@ -118,7 +118,7 @@ class Run {
 
   testing::ArrayShell shell_{kTable};
   std::unique_ptr<Daemon> daemon_;
-  ConnectionId next_ = 0;
+  ConnectionId next_ = 1;
 };
 
 }  // namespace

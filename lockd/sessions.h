@@ -33,7 +33,7 @@ namespace distfuse::lockd {
 
 using SessionId = std::uint64_t;
 using NodeId = std::uint16_t;
-using ConnectionId = std::uint64_t;
+using ConnectionId = std::uint64_t;  ///< 0: none.
 
 inline constexpr NodeId kMaxNodeId = 0x7ffe;
 
