@@ -15,101 +15,13 @@
 #include <vector>
 
 #include "rdma/fabric/chain.h"
+#include "rdma/fabric/verbs_fake_machine.h"
 
 namespace distfuse::fabric::verbs {
 
+namespace fake {
+
 namespace {
-
-struct FakeId;
-struct FakeQp;
-
-struct FakeEvent : rdma_cm_event {
-  std::vector<std::uint8_t> data;
-};
-
-struct FakeEventChannel : rdma_event_channel {
-  std::deque<FakeEvent*> events;
-};
-
-struct FakeCq;
-struct FakeCompChannel : ibv_comp_channel {
-  std::deque<FakeCq*> events;
-};
-
-struct Completion {
-  ibv_wc wc;
-  FakeQp* qp;
-  std::uint32_t reclaims;  // Send queue slots that this completion gives back.
-};
-
-struct FakeCq : ibv_cq {
-  FakeCompChannel* notify = nullptr;
-  std::deque<Completion> entries;
-  std::size_t capacity = 0;
-  bool armed = false;
-  unsigned unacknowledged = 0;
-};
-
-struct FakeQp : ibv_qp {
-  FakeCq* queue = nullptr;
-  ibv_qp_cap cap{};
-  FakeQp* other = nullptr;
-  std::deque<std::pair<ibv_recv_wr, ibv_sge>> receives;
-  std::uint32_t used = 0;         // Of the send queue.
-  std::uint32_t unsignalled = 0;  // Since the last signalled one.
-  std::uint32_t destination = 0;
-  std::uint8_t reads = 0;
-};
-
-enum class Link { idle, listening, asking, asked, connected, closed };
-
-struct FakeId : rdma_cm_id {
-  Link link = Link::idle;
-  std::uint16_t port_number = 0;
-  std::uint16_t target = 0;
-  FakeId* other = nullptr;
-  FakeEventChannel* events() const { return static_cast<FakeEventChannel*>(channel); }
-};
-
-/// All state of the device, under one mutex: a call is one step.
-struct Machine {
-  std::mutex mu;
-  bool present = true;
-  ibv_context context{};
-  ibv_device device{};
-  std::uint32_t next_key = 100;
-  std::uint32_t next_qp = 16;
-  std::uint16_t next_port = 30000;
-  std::map<std::uint32_t, ibv_mr*> regions;
-  std::map<std::uint32_t, FakeQp*> pairs;
-  std::set<FakeId*> ids;
-  int live = 0;
-  int fail_after = -1;
-  ibv_wc_status fail_status = IBV_WC_SUCCESS;
-  int corrupt = -1;
-  std::uint64_t not_ready = 0;
-  std::uint64_t overflows = 0;
-  std::uint64_t doorbells = 0;
-};
-
-Machine& machine() {
-  static Machine instance;
-  return instance;
-}
-
-using Lock = std::lock_guard<std::mutex>;
-
-void ring(int fd) {
-  const std::uint64_t one = 1;
-  (void)!::write(fd, &one, sizeof(one));
-}
-
-bool take(int fd) {
-  std::uint64_t count = 0;
-  return ::read(fd, &count, sizeof(count)) == sizeof(count);
-}
-
-// ---- completions
 
 void complete(FakeQp* qp, const ibv_wc& wc, std::uint32_t reclaims) {
   auto* queue = qp->queue;
@@ -133,6 +45,8 @@ ibv_wc entry(const FakeQp* qp, std::uint64_t id, ibv_wc_status status, ibv_wc_op
   return wc;
 }
 
+}  // namespace
+
 void to_error(FakeQp* qp) {
   if (qp->state == IBV_QPS_ERR) return;
   qp->state = IBV_QPS_ERR;
@@ -141,6 +55,30 @@ void to_error(FakeQp* qp) {
   }
   qp->receives.clear();
 }
+
+FakeQp* make_qp(ibv_pd* pd, ibv_qp_init_attr* attributes) {
+  auto* qp = new FakeQp;
+  qp->context = pd->context;
+  qp->pd = pd;
+  qp->queue = static_cast<FakeCq*>(attributes->send_cq);
+  qp->cap = attributes->cap;
+  qp->qp_num = machine().next_qp++;
+  qp->state = IBV_QPS_RESET;
+  machine().pairs[qp->qp_num] = qp;
+  ++machine().live;
+  return qp;
+}
+
+void drop_qp(FakeQp* qp) {
+  if (qp->other != nullptr) qp->other->other = nullptr;
+  auto& entries = qp->queue->entries;
+  std::erase_if(entries, [qp](const Completion& completion) { return completion.qp == qp; });
+  machine().pairs.erase(qp->qp_num);
+  --machine().live;
+  delete qp;
+}
+
+namespace {
 
 // ---- execution
 
@@ -387,28 +325,6 @@ int get_cq_event(ibv_comp_channel* handle, ibv_cq** queue, void** user) {
   return 0;
 }
 
-FakeQp* make_qp(ibv_pd* pd, ibv_qp_init_attr* attributes) {
-  auto* qp = new FakeQp;
-  qp->context = pd->context;
-  qp->pd = pd;
-  qp->queue = static_cast<FakeCq*>(attributes->send_cq);
-  qp->cap = attributes->cap;
-  qp->qp_num = machine().next_qp++;
-  qp->state = IBV_QPS_RESET;
-  machine().pairs[qp->qp_num] = qp;
-  ++machine().live;
-  return qp;
-}
-
-void drop_qp(FakeQp* qp) {
-  if (qp->other != nullptr) qp->other->other = nullptr;
-  auto& entries = qp->queue->entries;
-  std::erase_if(entries, [qp](const Completion& completion) { return completion.qp == qp; });
-  machine().pairs.erase(qp->qp_num);
-  --machine().live;
-  delete qp;
-}
-
 int modify_qp(ibv_qp* handle, ibv_qp_attr* attributes, int mask) {
   auto& m = machine();
   const Lock lock(m.mu);
@@ -451,179 +367,6 @@ int dereg_mr(ibv_mr* mr) {
   machine().regions.erase(mr->rkey);
   --machine().live;
   delete mr;
-  return 0;
-}
-
-// ---- connection manager
-
-/// `padded`: the transport's size of this kind of private data.
-void raise(FakeId* id, rdma_cm_event_type type, int status = 0, std::vector<std::uint8_t> data = {},
-           std::size_t padded = 0) {
-  auto* event = new FakeEvent;
-  event->id = id;
-  event->event = type;
-  event->status = status;
-  event->data = std::move(data);
-  event->data.resize(padded);
-  event->param.conn.private_data = padded == 0 ? nullptr : event->data.data();
-  event->param.conn.private_data_len = static_cast<std::uint8_t>(padded);
-  id->events()->events.push_back(event);
-  ring(id->channel->fd);
-}
-
-std::vector<std::uint8_t> data_of(const void* data, std::size_t length) {
-  const auto* first = static_cast<const std::uint8_t*>(data);
-  return {first, first + length};
-}
-
-int create_id(rdma_event_channel* channel, rdma_cm_id** out, void* user, rdma_port_space ps) {
-  const Lock lock(machine().mu);
-  auto* id = new FakeId{};
-  id->channel = channel;
-  id->context = user;
-  id->ps = ps;
-  machine().ids.insert(id);
-  ++machine().live;
-  *out = id;
-  return 0;
-}
-
-void hang_up(FakeId* id) {
-  if (id->link != Link::connected) return;
-  id->link = Link::closed;
-  if (id->qp != nullptr) to_error(static_cast<FakeQp*>(id->qp));
-  raise(id, RDMA_CM_EVENT_DISCONNECTED);
-  auto* other = id->other;
-  if (other == nullptr || other->link != Link::connected) return;
-  other->link = Link::closed;
-  raise(other, RDMA_CM_EVENT_DISCONNECTED);
-}
-
-int destroy_id(rdma_cm_id* handle) {
-  auto& m = machine();
-  const Lock lock(m.mu);
-  auto* id = static_cast<FakeId*>(handle);
-  if (id->qp != nullptr) std::abort();  // The queue pair must go first.
-  hang_up(id);
-  if (id->other != nullptr) {
-    const bool asking = id->link == Link::asking || id->link == Link::asked;
-    if (asking) raise(id->other, RDMA_CM_EVENT_REJECTED, 28);
-    id->other->other = nullptr;
-  }
-  auto& events = id->events()->events;
-  std::erase_if(events, [id](FakeEvent* event) {
-    if (event->id != id) return false;
-    (void)take(id->channel->fd);
-    delete event;
-    return true;
-  });
-  m.ids.erase(id);
-  --m.live;
-  delete id;
-  return 0;
-}
-
-std::uint16_t port_of(const sockaddr* address) {
-  return ntohs(reinterpret_cast<const sockaddr_in*>(address)->sin_port);
-}
-
-int bind_addr(rdma_cm_id* handle, sockaddr* address) {
-  auto& m = machine();
-  const Lock lock(m.mu);
-  auto* id = static_cast<FakeId*>(handle);
-  id->port_number = port_of(address) != 0 ? port_of(address) : m.next_port++;
-  for (const auto* other : m.ids) {
-    if (other == id || other->port_number != id->port_number) continue;
-    errno = EADDRINUSE;
-    return -1;
-  }
-  return 0;
-}
-
-int resolve_addr(rdma_cm_id* handle, sockaddr*, sockaddr* to, int) {
-  auto& m = machine();
-  const Lock lock(m.mu);
-  auto* id = static_cast<FakeId*>(handle);
-  id->target = port_of(to);
-  id->verbs = &m.context;
-  id->port_num = 1;
-  raise(id, RDMA_CM_EVENT_ADDR_RESOLVED);
-  return 0;
-}
-
-int connect(rdma_cm_id* handle, rdma_conn_param* param) {
-  auto& m = machine();
-  const Lock lock(m.mu);
-  auto* id = static_cast<FakeId*>(handle);
-  const auto found = std::find_if(m.ids.begin(), m.ids.end(), [id](const FakeId* other) {
-    return other->link == Link::listening && other->port_number == id->target;
-  });
-  if (found == m.ids.end()) {
-    raise(id, RDMA_CM_EVENT_REJECTED, 8);
-    return 0;
-  }
-  auto* child = new FakeId{};
-  child->channel = (*found)->channel;
-  child->context = (*found)->context;
-  child->verbs = &m.context;
-  child->port_num = 1;
-  child->link = Link::asked;
-  child->other = id;
-  auto& name = reinterpret_cast<sockaddr_in&>(child->route.addr.dst_storage);
-  name.sin_family = AF_INET;
-  name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  name.sin_port = htons(m.next_port++);
-  id->other = child;
-  id->link = Link::asking;
-  static_cast<FakeQp*>(id->qp)->reads = param->initiator_depth;
-  m.ids.insert(child);
-  ++m.live;
-  raise(child, RDMA_CM_EVENT_CONNECT_REQUEST, 0,
-        data_of(param->private_data, param->private_data_len), 56);
-  return 0;
-}
-
-int accept(rdma_cm_id* handle, rdma_conn_param* param) {
-  auto& m = machine();
-  const Lock lock(m.mu);
-  auto* id = static_cast<FakeId*>(handle);
-  if (id->other == nullptr || id->qp == nullptr) {
-    errno = ECONNRESET;
-    return -1;
-  }
-  auto* mine = static_cast<FakeQp*>(id->qp);
-  auto* theirs = static_cast<FakeQp*>(id->other->qp);
-  mine->reads = param->initiator_depth;
-  mine->other = theirs;
-  theirs->other = mine;
-  mine->state = theirs->state = IBV_QPS_RTS;
-  id->link = id->other->link = Link::connected;
-  auto data = data_of(param->private_data, param->private_data_len);
-  if (m.corrupt >= 0) data.at(static_cast<std::size_t>(m.corrupt)) ^= 0x55;
-  raise(id->other, RDMA_CM_EVENT_ESTABLISHED, 0, std::move(data), 196);
-  raise(id, RDMA_CM_EVENT_ESTABLISHED);
-  return 0;
-}
-
-int reject(rdma_cm_id* handle, const void* data, std::uint8_t length) {
-  const Lock lock(machine().mu);
-  auto* id = static_cast<FakeId*>(handle);
-  if (id->other == nullptr) return 0;
-  id->link = id->other->link = Link::closed;
-  raise(id->other, RDMA_CM_EVENT_REJECTED, 28, data_of(data, length), 148);
-  return 0;
-}
-
-int get_cm_event(rdma_event_channel* handle, rdma_cm_event** event) {
-  const Lock lock(machine().mu);
-  auto* channel = static_cast<FakeEventChannel*>(handle);
-  if (channel->events.empty()) {
-    errno = EAGAIN;
-    return -1;
-  }
-  (void)take(channel->fd);
-  *event = channel->events.front();
-  channel->events.pop_front();
   return 0;
 }
 
@@ -702,73 +445,24 @@ VerbsTable make_table() {
   t.wc_status_str = [](ibv_wc_status status) -> const char* {
     return status == IBV_WC_WR_FLUSH_ERR ? "flushed" : "failed";
   };
-  t.create_event_channel = []() -> rdma_event_channel* {
-    const Lock lock(machine().mu);
-    auto* channel = new FakeEventChannel{};
-    channel->fd = eventfd(0, EFD_SEMAPHORE | EFD_NONBLOCK);
-    ++machine().live;
-    return channel;
-  };
-  t.destroy_event_channel = [](rdma_event_channel* handle) {
-    const Lock lock(machine().mu);
-    auto* channel = static_cast<FakeEventChannel*>(handle);
-    for (auto* event : channel->events) delete event;
-    close(channel->fd);
-    delete channel;
-    --machine().live;
-  };
-  t.create_id = create_id;
-  t.destroy_id = destroy_id;
-  t.bind_addr = bind_addr;
-  t.listen = [](rdma_cm_id* id, int) {
-    const Lock lock(machine().mu);
-    static_cast<FakeId*>(id)->link = Link::listening;
-    return 0;
-  };
-  t.get_src_port = [](rdma_cm_id* id) -> std::uint16_t {
-    const Lock lock(machine().mu);
-    return htons(static_cast<FakeId*>(id)->port_number);
-  };
-  t.resolve_addr = resolve_addr;
-  t.resolve_route = [](rdma_cm_id* id, int) {
-    const Lock lock(machine().mu);
-    raise(static_cast<FakeId*>(id), RDMA_CM_EVENT_ROUTE_RESOLVED);
-    return 0;
-  };
-  t.create_cm_qp = [](rdma_cm_id* id, ibv_pd* pd, ibv_qp_init_attr* attributes) {
-    const Lock lock(machine().mu);
-    id->qp = make_qp(pd, attributes);
-    id->qp->state = IBV_QPS_INIT;
-    return 0;
-  };
-  t.destroy_cm_qp = [](rdma_cm_id* id) {
-    const Lock lock(machine().mu);
-    drop_qp(static_cast<FakeQp*>(id->qp));
-    id->qp = nullptr;
-  };
-  t.connect = connect;
-  t.accept = accept;
-  t.reject = reject;
-  t.disconnect = [](rdma_cm_id* id) {
-    const Lock lock(machine().mu);
-    hang_up(static_cast<FakeId*>(id));
-    return 0;
-  };
-  t.set_option = [](rdma_cm_id*, int, int, void*, std::size_t) { return 0; };
-  t.get_cm_event = get_cm_event;
-  t.ack_cm_event = [](rdma_cm_event* event) {
-    delete static_cast<FakeEvent*>(event);
-    return 0;
-  };
-  t.event_str = [](rdma_cm_event_type) -> const char* { return "event"; };
+  fill_cm(t);
   return t;
 }
 
 }  // namespace
 
-const VerbsTable& fake_table() {
+const VerbsTable& table_of_machine() {
   static const VerbsTable table = make_table();
   return table;
+}
+
+}  // namespace fake
+
+using fake::machine;
+using Lock = fake::Lock;
+
+const VerbsTable& fake_table() {
+  return fake::table_of_machine();
 }
 
 void FakeControl::reset() {
@@ -795,7 +489,7 @@ void FakeControl::raise_on_all(rdma_cm_event_type event) {
   auto& m = machine();
   const Lock lock(m.mu);
   for (auto* id : m.ids) {
-    if (id->link == Link::connected) raise(id, event);
+    if (id->link == fake::Link::connected) fake::raise(id, event);
   }
 }
 
@@ -809,7 +503,7 @@ void FakeControl::send_raw(std::uint32_t immediate, std::uint32_t length) {
   const Lock lock(m.mu);
   const std::vector<std::uint8_t> bytes(length);
   for (const auto& [number, qp] : m.pairs) {
-    if (qp->state == IBV_QPS_RTS) (void)deliver(qp, bytes.data(), length, immediate);
+    if (qp->state == IBV_QPS_RTS) (void)fake::deliver(qp, bytes.data(), length, immediate);
   }
 }
 
