@@ -47,7 +47,7 @@ struct World {
   ~World() { tables.clear(); }
 
   [[noreturn]] void hang(const char* what) {
-    std::fprintf(stderr, "HANG: %s\n", what);
+    std::fprintf(stderr, "HANG: %s\n%s\n", what, cluster.status().c_str());
     for (std::size_t i = 0; i < tables.size(); ++i) {
       std::fprintf(stderr, "%s%s", owners[i]->describe().c_str(),
                    dynamic_cast<Table&>(*tables[i]).describe().c_str());
@@ -226,6 +226,67 @@ INSTANTIATE_TEST_SUITE_P(Loads, LockTableRandomTest,
                            return std::to_string(tested.param.mounts) + "x" +
                                   std::to_string(tested.param.threads);
                          });
+
+class NoCache final : public CacheOwner {
+ public:
+  void invalidate_kernel(Ino /*ino*/, std::span<const Range> /*ranges*/) override {}
+  void shed(Ino /*ino*/, Mode /*keep*/) override {}
+  std::optional<ValueBlock> publish(Ino /*ino*/) override { return {}; }
+  void session_lost(const std::string& /*reason*/) override { lost = true; }
+  std::atomic<bool> lost = false;
+};
+
+/// Finds by lockd, slots that get another key, victims that are revoked for their slot.
+TEST(LockTableFullTest, MoreInodesThanSlots) {
+  constexpr unsigned kMany = 400;
+  const auto seed = seed_of_run();
+  const Cluster cluster(64);  // And 16 for the overflow.
+  NoCache owners[2];
+  std::unique_ptr<LockTable> tables[2];
+  for (unsigned i = 0; i < 2; ++i) {
+    auto options = cluster.options("mount" + std::to_string(i));
+    options.max_locks = 60;
+    tables[i] = cluster.table(options, owners[i]);
+  }
+  std::array<std::atomic<int>, kMany> holders{};
+  std::vector<std::atomic<std::uint64_t>> progress(6);
+  std::atomic<bool> stop = false;
+  std::vector<std::thread> running;
+  for (unsigned i = 0; i < progress.size(); ++i) {
+    running.emplace_back([&, i] {
+      std::mt19937_64 random(seed + i);
+      const int mount = 1 + static_cast<int>(i % 2);
+      while (!stop) {
+        const std::size_t which = random() % kMany;
+        auto pin = tables[i % 2]->pin(1 + which, Mode::x);
+        ASSERT_TRUE(pin.ok()) << pin.error().message;
+        const int before = holders[which].exchange(mount);
+        EXPECT_TRUE(before == 0 || before == mount);
+        std::this_thread::yield();
+        holders[which] = 0;
+        ++progress[i];
+      }
+    });
+  }
+  std::vector<std::uint64_t> last(progress.size());
+  for (int second = 0; second < 3; ++second) {
+    for (std::size_t i = 0; i < progress.size(); ++i) last[i] = progress[i];
+    for (int tries = 0; tries < 20; ++tries) {
+      std::this_thread::sleep_for(1s);
+      bool all = true;
+      for (std::size_t i = 0; i < progress.size(); ++i) all &= progress[i] > last[i];
+      if (all) break;
+      if (tries < 19) continue;
+      for (auto& table : tables)
+        std::fputs(dynamic_cast<Table&>(*table).describe().c_str(), stderr);
+      std::abort();
+    }
+  }
+  stop = true;
+  for (auto& thread : running) thread.join();
+  EXPECT_GT(tables[0]->counters().finds, 0u);
+  EXPECT_FALSE(owners[0].lost || owners[1].lost);
+}
 
 TEST(LockTableLossTest, OthersGoOnWhenOneIsLost) {
   const auto seed = seed_of_run();

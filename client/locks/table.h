@@ -133,6 +133,7 @@ class Table final : public LockTable, private Receiver {
   void work_drop(LockRef& lock);
   void erase_unwanted(LockRef& lock);
   void trim();
+  void start_trim();
   bool sweep(Lock& lock, Guard& guard, std::span<const Range> ranges);
   bool decide(Lock& lock, Guard& guard);
   void finish_shed(Lock& lock, Guard& guard);

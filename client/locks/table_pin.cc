@@ -52,7 +52,7 @@ LockRef Table::make(Ino ino) {
   auto lock = locks_.get(ino);
   const std::size_t size = locks_.size();
   if (size > options_.max_locks) {
-    if (!trimming_.exchange(true)) revokers_->push({RevokerJob::Kind::trim, nullptr, nullptr});
+    start_trim();
     if (size > 2 * options_.max_locks) std::this_thread::sleep_for(milliseconds(1));
   }
   return lock;

@@ -194,6 +194,7 @@ void Table::work_drop(LockRef& lock) {
 void Table::trim() {
   const std::size_t target = options_.max_locks - options_.max_locks / 16;
   std::size_t size = locks_.size();
+  bool dropped = false;
   for (std::size_t turn = 0; turn < 2 * LockMap::kShards && size > target && !lost_; ++turn) {
     for (auto& lock : locks_.some(trim_shard_.fetch_add(1))) {
       if (size <= target) break;
@@ -203,10 +204,17 @@ void Table::trim() {
         if (std::exchange(lock->recent, false)) continue;
       }
       push_drop(lock);
+      dropped = true;
       --size;
     }
   }
   trimming_ = false;
+  // Who made a lock meanwhile saw us at work. Without a drop there is nothing to be had until somebody unpins and comes by.
+  if (dropped && locks_.size() > options_.max_locks) start_trim();
+}
+
+void Table::start_trim() {
+  if (!trimming_.exchange(true)) revokers_->push({RevokerJob::Kind::trim, nullptr, nullptr});
 }
 
 /// Gives everything up; how many locks could not be, because they were still in use after 30 s.

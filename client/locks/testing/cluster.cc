@@ -51,6 +51,11 @@ void Cluster::stop() {
   service_.reset();
 }
 
+std::string Cluster::status() const {
+  auto status = service_->status();
+  return status ? *status : status.error().message;
+}
+
 LockTableOptions Cluster::options(const std::string& name) const {
   LockTableOptions options;
   options.device = "lo";

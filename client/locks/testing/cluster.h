@@ -20,7 +20,8 @@ class Cluster {
   /// Aborts when it cannot.
   std::unique_ptr<LockTable> table(const std::string& name, CacheOwner& owner) const;
   std::unique_ptr<LockTable> table(const LockTableOptions& options, CacheOwner& owner) const;
-  void stop();  ///< As if lockd died.
+  void stop();                               ///< As if lockd died.
+  [[nodiscard]] std::string status() const;  ///< What lockd says of itself.
   [[nodiscard]] unsigned fenced() const { return *fenced_; }
 
   static constexpr const char* kId = "00112233445566778899aabbccddeeff";
