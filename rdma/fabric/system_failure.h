@@ -2,17 +2,22 @@
 #pragma once
 
 #include <cerrno>
-#include <cstring>
 #include <string>
+#include <system_error>
 
 #include "common/result.h"
 
 namespace distfuse::fabric {
 
-/// errno as an Error, with what was tried.
+/// An errno value as an Error, with what was tried.
+[[nodiscard]] inline Error failure(int code, const std::string& what) {
+  return Error{code, what + ": " + std::generic_category().message(code)};
+}
+
+/// The same of errno.
 [[nodiscard]] inline Error system_failure(const std::string& what) {
   const int code = errno != 0 ? errno : EIO;
-  return Error{code, what + ": " + std::strerror(code)};
+  return failure(code, what);
 }
 
 }  // namespace distfuse::fabric

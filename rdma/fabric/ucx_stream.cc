@@ -17,7 +17,7 @@ namespace distfuse::fabric::ucx {
 namespace {
 
 // The first is enough for all but large chains; the second for two frames of the largest kind.
-constexpr std::size_t kSmallInput = 16 * 1024;
+constexpr std::size_t kSmallInput = 16384;
 constexpr std::size_t kLargeInput = 2 * (kHeaderSize + kMaxBody);
 
 Result<Fd> make_socket(const SocketAddress& address) {

@@ -31,7 +31,7 @@ class Fd {
 class Stream {
  public:
   /// Queued and not yet taken by the kernel: 64 messages of kMaxMessage with their headers.
-  static constexpr std::size_t kMaxQueued = 64 * (4096 + 8);
+  static constexpr std::size_t kMaxQueued = std::size_t{64} * (4096 + 8);
 
   explicit Stream(Fd fd) : fd_(std::move(fd)) {}
 

@@ -222,7 +222,7 @@ Status UcxWorker::finish_connect(UcxConnection& connection) {
   socklen_t length = sizeof(code);
   (void)getsockopt(connection.stream_->fd(), SOL_SOCKET, SO_ERROR, &code, &length);
   if (code != 0) {
-    return Error{code, "cannot connect to " + connection.peer_ + ": " + std::strerror(code)};
+    return failure(code, "cannot connect to " + connection.peer_);
   }
   connection.state_ = UcxConnection::State::greeting;
   DISTFUSE_TRY(connection.stream_->send(connection.hello_));

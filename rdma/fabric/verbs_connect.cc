@@ -26,6 +26,11 @@ constexpr std::uint8_t kAckTimeout = 14;
 constexpr std::uint8_t kRnrRetries = 6;
 constexpr std::uint8_t kMinRnrTimer = 12;  // 0.64 ms.
 
+/// rdma_cm and completion queues carry a connection's number where they would carry a pointer.
+void* as_context(std::uint64_t number) {
+  return reinterpret_cast<void*>(number);  // NOLINT(performance-no-int-to-ptr)
+}
+
 }  // namespace
 
 /// What the handler holds between on_connect_request and accept or reject.
@@ -80,8 +85,7 @@ Result<std::unique_ptr<Connection>> VerbsWorker::connect(std::string_view addres
   if (!where) return where.error();
   const auto number = next_number_++;
   rdma_cm_id* id = nullptr;
-  if (device_->calls.create_id(cm_channel_, &id, reinterpret_cast<void*>(number), RDMA_PS_TCP) !=
-      0) {
+  if (device_->calls.create_id(cm_channel_, &id, as_context(number), RDMA_PS_TCP) != 0) {
     return system_failure("RDMA id");
   }
   auto ack_timeout = kAckTimeout;
@@ -128,7 +132,7 @@ Result<std::unique_ptr<Connection>> VerbsWorker::accept(std::unique_ptr<ConnectR
   if (found == callers_.end()) return Error{ENOTCONN, asked.peer() + " is gone"};
   auto* id = found->second;
   callers_.erase(found);
-  auto pair = QueuePair::create(device_, completion_channel_, reinterpret_cast<void*>(number), id);
+  auto pair = QueuePair::create(device_, completion_channel_, as_context(number), id);
   if (!pair) {
     destroy_id(id);  // The caller is refused by that.
     return pair.error();
@@ -202,7 +206,7 @@ void VerbsWorker::on_connect_request(const CmEvent& event) {
     return destroy_id(event.id);
   }
   const auto number = next_number_++;
-  event.id->context = reinterpret_cast<void*>(number);
+  event.id->context = as_context(number);
   callers_[number] = event.id;
   auto data = event.data;
   data.resize(std::min(data.size(), kMaxConnectData));
@@ -251,8 +255,8 @@ Status VerbsWorker::on_address_resolved(VerbsConnection& connection) {
   if (connection.id_->verbs != device_->context) {
     return Error{ENETUNREACH, connection.peer_ + " is not reached by device " + device_->name};
   }
-  auto pair = QueuePair::create(device_, completion_channel_,
-                                reinterpret_cast<void*>(connection.number_), connection.id_);
+  auto pair = QueuePair::create(device_, completion_channel_, as_context(connection.number_),
+                                connection.id_);
   if (!pair) return pair.error();
   connection.pair_ = std::move(*pair);
   if (device_->calls.resolve_route(connection.id_, kResolveMs) != 0) {
@@ -289,7 +293,7 @@ void VerbsWorker::on_established(VerbsConnection& connection, const CmEvent& eve
 
 Result<std::unique_ptr<Connection>> VerbsWorker::connect_loopback(Region& region) {
   const auto number = next_number_++;
-  auto* context = reinterpret_cast<void*>(number);
+  auto* context = as_context(number);
   auto from = QueuePair::create(device_, completion_channel_, context, nullptr);
   if (!from) return from.error();
   auto to = QueuePair::create(device_, completion_channel_, context, nullptr);

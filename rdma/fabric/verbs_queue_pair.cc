@@ -93,7 +93,7 @@ Status QueuePair::post_receive(std::uint32_t slot) {
 Status QueuePair::post(ibv_send_wr* request) {
   ibv_send_wr* bad = nullptr;
   const int code = device_->calls.post_send(qp_, request, &bad);
-  if (code != 0) return Error{code, std::string("post_send: ") + std::strerror(code)};
+  if (code != 0) return failure(code, "post_send");
   return {};
 }
 
