@@ -42,6 +42,7 @@ Json to_json(const MetaServiceStatus& status) {
           {"refused", status.store.refused},
           {"syncs", status.store.syncs},
           {"inodes", status.store.inodes},
+          {"orphans", status.store.orphans},
           {"purges_pending", status.store.purges_pending},
           {"reply_records", status.store.reply_records},
           {"fenced_sessions", status.store.fenced_sessions}};

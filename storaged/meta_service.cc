@@ -39,7 +39,8 @@ void MetaService::on_metadata(const rpc::Peer& peer, const rpc::RequestContext& 
   } else {
     responder.reply(reply);
   }
-  if (store_->counters().purges_pending > 0) purge_wanted_();
+  const MetadataCounters counters = store_->counters();
+  if (counters.purges_pending + counters.orphans > 0) purge_wanted_();
 }
 
 void MetaService::after_sync(rpc::MetadataResponder responder, rpc::MetadataReply reply) {

@@ -32,7 +32,7 @@ class MetaService final : public rpc::Handler, public Role {
   MetaService& operator=(const MetaService&) = delete;
 
   /// Before the first progress of `server`, which outlives stop(). `purge_wanted` is called on the meta thread when there are
-  /// chunks to remove.
+  /// chunks to remove or orphans, which will leave some.
   void start(rpc::Server& server, std::unique_ptr<MetadataStore> store,
              std::function<void()> purge_wanted);
   bool progress() override { return false; }  // all of it is in the server's

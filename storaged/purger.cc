@@ -50,13 +50,15 @@ bool Purger::sleep(std::chrono::milliseconds limit) {
   return !stop_;
 }
 
-std::vector<PurgeJob> Purger::ask(std::size_t limit) {
-  auto answer = std::make_shared<Answer<std::vector<PurgeJob>>>();
-  server_.post([this, answer, limit] {
+Purger::Work Purger::ask(std::size_t limit) {
+  auto answer = std::make_shared<Answer<Work>>();
+  server_.post([this, answer, limit, short_of_space = short_of_space_] {
+    const auto more_due = store_.reap_orphans(short_of_space);  // an error is logged by the store
     auto jobs = store_.pending_purges(limit);
     if (!jobs) spdlog::error("purge: {}", jobs.error().message);
     std::lock_guard lock(answer->mutex);
-    if (jobs) answer->value = std::move(*jobs);
+    if (jobs) answer->value.jobs = std::move(*jobs);
+    answer->value.more_due = more_due && *more_due;
     answer->done = true;
     answer->filled.notify_one();
   });
@@ -69,7 +71,8 @@ void Purger::serve() {
   constexpr std::chrono::milliseconds kIdle = std::chrono::hours(1);
   std::chrono::milliseconds pause{0};
   while (sleep(pause)) {
-    std::vector<PurgeJob> jobs = ask(removed_.size() + kBatch);
+    if (store_.counters().orphans > 0) look_at_space();
+    auto [jobs, more_due] = ask(removed_.size() + kBatch);
     std::erase_if(jobs, [this](const PurgeJob& job) { return removed_.contains(job.ino); });
     if (jobs.size() > kBatch) jobs.resize(kBatch);
     if (!jobs.empty() && !remove(jobs)) {
@@ -80,9 +83,10 @@ void Purger::serve() {
     if (!removed_.empty() && (removed_.size() >= kSyncAfter || due)) {
       if (sync_targets()) forget_removed();
     }
-    pause = jobs.size() == kBatch ? std::chrono::milliseconds(0)
-            : removed_.empty()    ? kIdle
-                                  : std::chrono::milliseconds(kRetry);
+    const bool later = !removed_.empty() || store_.counters().orphans > 0;
+    pause = more_due || jobs.size() == kBatch ? std::chrono::milliseconds(0)
+            : later                           ? std::chrono::milliseconds(kRetry)
+                                              : kIdle;
   }
   if (!removed_.empty() && sync_targets()) forget_removed();
 }
@@ -117,6 +121,28 @@ bool Purger::sync_targets() {
   const Status status = targets_->run(calls);
   report(status.ok() ? 0 : status.error().code);
   return status.ok();
+}
+
+/// A target that does not answer tells nothing: it is the others that count.
+void Purger::look_at_space() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - space_seen_ < kSpaceEvery) return;
+  std::vector<rpc::DataStatfs> space(count_);
+  std::vector<rpc::DataCall> calls(count_);
+  for (std::uint32_t target = 0; target < count_; ++target) {
+    calls[target].target = target;
+    calls[target].request.op = static_cast<std::uint16_t>(rpc::DataOp::statfs);
+    calls[target].request.chunk_size = rpc::kDefaultChunkSize;
+    calls[target].buffer = reinterpret_cast<std::byte*>(&space[target]);
+  }
+  (void)targets_->run(calls).ok();
+  short_of_space_ = false;
+  for (std::uint32_t target = 0; target < count_; ++target) {
+    const auto& each = space[target];
+    const bool low = each.blocks_available < each.blocks / 100 * kLowPercent;
+    short_of_space_ = short_of_space_ || (calls[target].error == 0 && low);
+  }
+  space_seen_ = std::chrono::steady_clock::now();
 }
 
 void Purger::forget_removed() {

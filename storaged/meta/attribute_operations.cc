@@ -169,6 +169,7 @@ Status run(Operation& op, const rpc::OpenFile& request) {
   const auto inode = op.tx.inode(request.ino);
   if (!inode.ok()) return inode.error();
   op.tx.put_open(request.ino, op.context.session);
+  if (op.orphans.contains(request.ino)) op.tx.remove_orphan(request.ino);
   op.reply.attributes.push_back((*inode)->attributes);
   return {};
 }

@@ -152,6 +152,8 @@ TEST_F(AttributeTest, XattrsGoWithTheInode) {
   const auto file = create(kRootIno, "f");
   ASSERT_EQ(error(rpc::SetXattr{file, "user.a", "1", 0}), 0);
   ASSERT_EQ(error(rpc::Unlink{kRootIno, "f", 0}), 0);
+  EXPECT_EQ(run(rpc::GetXattr{file, "user.a"}).strings.at(0), "1");
+  pass_grace();
   EXPECT_EQ(error(rpc::GetXattr{file, "user.a"}), ENOENT);
 }
 
@@ -164,7 +166,13 @@ TEST_F(AttributeTest, StatfsCountsInodes) {
   ASSERT_EQ(error(rpc::Unlink{kRootIno, "f", 0}), 0);
   EXPECT_EQ(run(rpc::StatFilesystem{}).inodes_used, 3U);  // Still open.
   ASSERT_EQ(error(rpc::CloseFiles{{2}}), 0);
+  EXPECT_EQ(run(rpc::StatFilesystem{}).inodes_used, 2U);  // At once, whatever the grace.
+  EXPECT_EQ(store_->counters().inodes, 3U);
+  reopen();
   EXPECT_EQ(run(rpc::StatFilesystem{}).inodes_used, 2U);
+  pass_grace();
+  EXPECT_EQ(run(rpc::StatFilesystem{}).inodes_used, 2U);
+  EXPECT_EQ(store_->counters().inodes, 2U);
 }
 
 }  // namespace

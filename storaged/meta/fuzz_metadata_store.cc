@@ -41,6 +41,9 @@ class Target {
           .uid = 1,
           .gid = 1};
       const auto request = next(data);
+      if (data.ConsumeIntegralInRange<int>(0, 15) == 0 &&
+          !store_->reap_orphans(data.ConsumeBool()).ok())
+        fail("an input made the store unreadable");
       const auto reply = store_->execute(context, request);
       if (reply.error == EIO) fail("an input made the store unreadable");
     }
@@ -64,6 +67,7 @@ class Target {
     options.directory = root_ + "/store";
     options.cluster_id = std::string(32, '0');
     options.cache_bytes = options.write_buffer_bytes = 1 << 20;
+    options.orphan_grace = std::chrono::microseconds(50);
     options.max_links = 8;
     options.ino_block = 256;
     options.max_replies_per_session = 256;

@@ -20,7 +20,9 @@ namespace distfuse::storaged {
 namespace {
 
 constexpr int kRounds = 25;
-constexpr int kAnswers = 3;  ///< The child's descriptor for answers.
+constexpr std::uint64_t kReapEvery = 16;  ///< Before each request whose id is a multiple.
+constexpr std::int64_t kGrace = 40;       ///< By the clock, which is the request id.
+constexpr int kAnswers = 3;               ///< The child's descriptor for answers.
 
 RocksdbMetadataOptions options_of(const std::string& directory, const std::int64_t* now) {
   RocksdbMetadataOptions options;
@@ -32,6 +34,7 @@ RocksdbMetadataOptions options_of(const std::string& directory, const std::int64
                                << 10;  // So small that flushes and compactions fall into the run.
   options.ino_block = 16;
   options.clock = [now] { return rpc::Timestamp{*now}; };
+  options.orphan_grace = std::chrono::nanoseconds(kGrace);
   return options;
 }
 
@@ -95,6 +98,7 @@ int run_child(char** argv) {
     rpc::RequestContext context;
     const auto request = round.next(&context);
     now = static_cast<std::int64_t>(round.id);
+    if (round.id % kReapEvery == 0 && !(*store)->reap_orphans(false).ok()) return 1;
     const Answer answer = summary((*store)->execute(context, request));
     note(round, answer);
     if (round.id % 8 == 0) usleep(300);  // Written, not yet answered: the kill shall meet this too.
@@ -179,6 +183,8 @@ TEST_F(KillTest, WhatWasAnsweredIsThereAndNothingElse) {
     rpc::RequestContext context;
     for (const auto& answer : answers) {
       const auto request = round.next(&context);
+      if (round.id % kReapEvery == 0)
+        model.reap_orphans({static_cast<std::int64_t>(round.id)}, kGrace);
       const auto wanted = model.execute(context, request, {static_cast<std::int64_t>(round.id)},
                                         seen_by_parent(answer));
       ASSERT_EQ(answer.error, wanted.error) << "request " << round.id;
@@ -187,9 +193,13 @@ TEST_F(KillTest, WhatWasAnsweredIsThereAndNothingElse) {
     }
     answered += answers.size();
     const auto request = round.next(&context);  // In flight, perhaps.
-    auto now = static_cast<std::int64_t>(round.id);
+    auto now = static_cast<std::int64_t>(round.id - round.id % kReapEvery);
     const auto store = open_rocksdb_metadata_store(options_of(directory_, &now));
     ASSERT_TRUE(store.ok()) << store.error().message;
+    // The last reap may have been in flight too: it is done now, by the clock that it had, whatever came after it.
+    ASSERT_TRUE((*store)->reap_orphans(false).ok());
+    model.reap_orphans({now}, kGrace);
+    now = static_cast<std::int64_t>(round.id);
     const rpc::Ino last = model.last_ino() + 64;
     const std::string found = dump_store(**store, last);
     const std::string prefix = model.dump();

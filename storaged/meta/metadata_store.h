@@ -25,14 +25,15 @@ struct PurgeJob {
 };
 
 struct MetadataCounters {
-  std::uint64_t operations = 0;       ///< Requests executed, reads included.
-  std::uint64_t errors = 0;           ///< Of these, answered with an error.
-  std::uint64_t replayed = 0;         ///< Retries answered from their reply record.
-  std::uint64_t refused = 0;          ///< Requests of fenced sessions.
-  std::uint64_t syncs = 0;            ///< sync() calls that reached the disk.
-  std::uint64_t inodes = 0;           ///< In use now, orphans included.
-  std::uint64_t purges_pending = 0;   ///< Purge records now.
-  std::uint64_t reply_records = 0;    ///< Reply records kept now.
+  std::uint64_t operations = 0;      ///< Requests executed, reads included.
+  std::uint64_t errors = 0;          ///< Of these, answered with an error.
+  std::uint64_t replayed = 0;        ///< Retries answered from their reply record.
+  std::uint64_t refused = 0;         ///< Requests of fenced sessions.
+  std::uint64_t syncs = 0;           ///< sync() calls that reached the disk.
+  std::uint64_t inodes = 0;          ///< In use now, open ones without a name and orphans included.
+  std::uint64_t orphans = 0;         ///< Without name and registration, in their grace.
+  std::uint64_t purges_pending = 0;  ///< Purge records now.
+  std::uint64_t reply_records = 0;   ///< Reply records kept now.
   std::uint64_t fenced_sessions = 0;  ///< Sessions refused from now on.
 };
 
@@ -57,6 +58,13 @@ class MetadataStore {
   /// it has failed it fails always, and so does every changing request, until the store is opened
   /// again: what the kernel dropped cannot be synced.
   virtual Status sync() = 0;
+
+  /// An inode that has lost its last name and its last registration is an orphan: for a grace time
+  /// all that needs no name still works on it, and OpenFile registers it as any other. Then this
+  /// call removes it and leaves a purge job for its chunks. `short_of_space`: after a tenth of the
+  /// grace. True: more are due, call again. A store that is broken removes nothing. Error: EIO,
+  /// ENOSPC.
+  [[nodiscard]] virtual Result<bool> reap_orphans(bool short_of_space) = 0;
 
   /// Up to `limit` inodes whose chunks must go, oldest inode first. The same are returned until
   /// purged().

@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::int64_t kOperations = 50000;
 constexpr std::int64_t kDumpEvery = 1000;
+constexpr std::int64_t kGraceOperations = 100;
 
 std::uint64_t seed_of_run() {
   const char* given = std::getenv("DISTFUSE_SEED");
@@ -30,6 +31,7 @@ class ModelTest : public StoreFixture {
     options_.ino_block = 8;
     StoreFixture::SetUp();
     options_.clock = [this] { return rpc::Timestamp{now_}; };
+    options_.orphan_grace = std::chrono::nanoseconds(kGraceOperations);
     reopen();
   }
 
@@ -56,6 +58,7 @@ TEST_F(ModelTest, RandomOperationsAgree) {
   ReferenceModel model(geteuid(), getegid(), stat(rpc::kRootIno).btime);
   rpc::SessionId first_session = 1;
   std::map<std::size_t, int> succeeded;  // By kind of request.
+  int adopted = 0;
   for (std::int64_t i = 0; i < kOperations; ++i) {
     SCOPED_TRACE("operation " + std::to_string(i));
     now_ = 2'000'000 + i;
@@ -74,8 +77,17 @@ TEST_F(ModelTest, RandomOperationsAgree) {
       ASSERT_NO_FATAL_FAILURE(expect_same(store_->execute(context, request), got))
           << "kind " << request.index();
     }
+    if (generator.below(20) == 0) {  // After some of the retries the clock is far ahead.
+      while (reap()) {
+      }
+      model.reap_orphans({now_}, kGraceOperations);
+    }
     generator.note(got);
     if (got.error == 0) ++succeeded[request.index()];
+    if (std::holds_alternative<rpc::OpenFile>(request) && got.error == 0 &&
+        got.attributes.at(0).nlink == 0) {
+      ++adopted;
+    }
     if (i % kDumpEvery == 0) {
       ASSERT_EQ(dump_store(*store_, model.last_ino() + 1), model.dump());
     }
@@ -87,6 +99,7 @@ TEST_F(ModelTest, RandomOperationsAgree) {
     EXPECT_GT(succeeded[kind], 0) << "the run never saw request " << kind << " succeed";
     std::printf("request %zu: %d succeeded\n", kind, succeeded[kind]);
   }
+  EXPECT_GT(adopted, 0) << "the run never saw an open without a name";
 }
 
 }  // namespace

@@ -93,7 +93,8 @@ Status release(Operation& op, Inode& inode, bool unregister) {
   // 0 is no session: then every registration counts.
   const auto open = op.tx.open_elsewhere(inode.ino(), unregister ? op.context.session : 0);
   if (!open.ok()) return open.error();
-  return *open ? Status() : op.tx.remove_inode(inode);
+  if (!*open && !op.orphans.contains(inode.ino())) op.tx.add_orphan(inode.ino(), op.now);
+  return {};
 }
 
 Status drop_name(Operation& op, Inode& inode, bool unregister) {

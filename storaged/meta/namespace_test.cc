@@ -84,6 +84,8 @@ TEST_F(NamespaceTest, DirectoriesCountTheirSubdirectories) {
   EXPECT_EQ(stat(dir).nlink, 2U);
   EXPECT_EQ(error(rpc::Rmdir{kRootIno, "d", 0}), 0);
   EXPECT_EQ(stat(kRootIno).nlink, 2U);
+  EXPECT_EQ(stat(dir).nlink, 0U);
+  pass_grace();
   EXPECT_EQ(stat(dir).ino, 0U);
 }
 
@@ -113,6 +115,8 @@ TEST_F(NamespaceTest, UnlinkErrorsAndCounts) {
   EXPECT_TRUE(purges().empty());
   reply = run(rpc::Unlink{kRootIno, "g", file});
   EXPECT_EQ(reply.attributes.at(0).nlink, 0U);
+  EXPECT_EQ(stat(file).nlink, 0U);
+  pass_grace();
   EXPECT_EQ(stat(file).ino, 0U);
   ASSERT_EQ(purges().size(), 1U);
 }
@@ -289,6 +293,7 @@ TEST_F(NamespaceTest, RenameReplacesAFileAndPurgesIt) {
   const auto reply = run(rename_of(kRootIno, "f", kRootIno, "g"));
   EXPECT_EQ(reply.attributes.at(0).ino, old);
   EXPECT_EQ(lookup(kRootIno, "g"), file);
+  pass_grace();
   EXPECT_EQ(stat(old).ino, 0U);
   ASSERT_EQ(purges().size(), 1U);
   EXPECT_EQ(purges()[0].ino, old);
@@ -302,6 +307,7 @@ TEST_F(NamespaceTest, RenameMovesDirectoriesWithTheirCounts) {
   EXPECT_EQ(error(rename_of(from, "d", to, "e")), 0);
   EXPECT_EQ(stat(from).nlink, 2U);
   EXPECT_EQ(stat(to).nlink, 3U);
+  pass_grace();
   EXPECT_EQ(stat(empty).ino, 0U);
   EXPECT_EQ(lookup(dir, ".."), to);
   EXPECT_EQ(error(rename_of(to, "e", from, "again")), 0);

@@ -7,6 +7,7 @@
 
 #include "common/result.h"
 #include "rpc/metadata.h"
+#include "storaged/meta/orphan_list.h"
 #include "storaged/meta/rocksdb_metadata_store.h"
 #include "storaged/meta/transaction.h"
 
@@ -26,6 +27,7 @@ inline constexpr std::uint64_t kMaxFileSize = ((1ULL << 24) - 1) << 22;
 struct Operation {
   Transaction& tx;
   InoAllocator& inos;
+  const OrphanList& orphans;
   const rpc::RequestContext& context;
   const RocksdbMetadataOptions& options;
   rpc::Timestamp now;
@@ -38,7 +40,8 @@ inline Error fail(int code) {
 
 /// Error: ENAMETOOLONG; EINVAL: empty, '/', NUL, "." or "..".
 [[nodiscard]] Status check_name(const std::string& name);
-/// Removes the registration of the context's session, if told, and the inode when nothing keeps it.
+/// Removes the registration of the context's session, if told; an inode that nothing keeps becomes an
+/// orphan, unless it is one: closing again does not lengthen its grace.
 [[nodiscard]] Status release(Operation& op, Inode& inode, bool unregister);
 /// The context's session has the inode open no longer; an unknown inode is no error.
 [[nodiscard]] Status unregister(Operation& op, rpc::Ino ino);

@@ -7,6 +7,7 @@
 //   cookies  parent|cookie        → inode, type, name: what readdir scans
 //   xattrs   ino|name             → value
 //   opens    ino|session          → empty: the session has the inode open
+//   orphans  ino                  → number: when its grace began, ns since 1970
 //   replies  session|request id   → reply record
 //   purges   ino                  → purge record
 //   system   "ino_reserved", "inodes_used", "fenced"|session

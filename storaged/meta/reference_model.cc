@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <cstdlib>
 
 namespace distfuse::storaged {
 
@@ -62,18 +63,17 @@ struct ReferenceModel::Call {
     parent.names.erase(name);
     modified(parent);
   }
-  void reap(Ino ino) {
-    const Node& gone = node(ino);
-    if (gone.attributes.nlink > 0 || !gone.open_by.empty()) return;
-    if (S_ISREG(gone.attributes.mode)) model.purges_[ino] = gone.attributes.size;
-    model.nodes_.erase(ino);
+  void orphan(Ino ino) {
+    Node& gone = node(ino);
+    if (gone.attributes.nlink > 0 || !gone.open_by.empty() || gone.orphan_since) return;
+    gone.orphan_since = now.ns;
   }
   void lose_name(Node& child, bool unregister) {
     child.attributes.nlink = is_directory(child) ? 0 : child.attributes.nlink - 1;
     child.attributes.ctime = now;
     answer(child);
     if (unregister) child.open_by.erase(context.session);
-    reap(child.attributes.ino);
+    orphan(child.attributes.ino);
   }
   Node& make(Node& parent, const std::string& name, std::uint32_t mode) {
     require(!parent.names.contains(name), EEXIST);
@@ -233,12 +233,13 @@ struct ReferenceModel::Call {
   }
   void run(const OpenFile& r) {
     node(r.ino).open_by.insert(context.session);
+    node(r.ino).orphan_since.reset();
     answer(node(r.ino));
   }
   void close(Ino ino, SessionId session) {
     if (!model.nodes_.contains(ino)) return;
     node(ino).open_by.erase(session);
-    reap(ino);
+    orphan(ino);
   }
   void run(const CloseFiles& r) {
     for (const Ino ino : r.inodes) close(ino, context.session);
@@ -261,7 +262,9 @@ struct ReferenceModel::Call {
     require(node(r.ino).xattrs.erase(r.name) == 1, ENODATA);
     node(r.ino).attributes.ctime = now;
   }
-  void run(const StatFilesystem&) { reply.inodes_used = model.nodes_.size(); }
+  void run(const StatFilesystem&) {
+    for (const auto& [ino, each] : model.nodes_) reply.inodes_used += each.orphan_since ? 0 : 1;
+  }
   void run(const SyncMetadata&) {}
   void run(const FenceSession& r) {
     model.fenced_.insert(r.session);
@@ -282,6 +285,18 @@ MetadataReply ReferenceModel::execute(const RequestContext& context, const Metad
     call.reply.error = failure.code;
   }
   return call.reply;
+}
+
+void ReferenceModel::reap_orphans(Timestamp now, std::int64_t grace_ns) {
+  for (auto each = nodes_.begin(); each != nodes_.end();) {
+    const auto& [ino, node] = *each;
+    if (!node.orphan_since || std::abs(now.ns - *node.orphan_since) < grace_ns) {
+      ++each;
+      continue;
+    }
+    if (S_ISREG(node.attributes.mode)) purges_[ino] = node.attributes.size;
+    each = nodes_.erase(each);
+  }
 }
 
 namespace {

@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <map>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -22,6 +23,8 @@ class ReferenceModel {
   rpc::MetadataReply execute(const rpc::RequestContext& context,
                              const rpc::MetadataRequest& request, rpc::Timestamp now,
                              const rpc::MetadataReply& seen);
+  /// Removes the orphans whose grace is over, as far as a store with that grace does by one call when few are due.
+  void reap_orphans(rpc::Timestamp now, std::int64_t grace_ns);
   /// The whole state as text; equal texts are equal states.
   [[nodiscard]] std::string dump() const;
   [[nodiscard]] rpc::Ino last_ino() const { return last_ino_; }
@@ -39,6 +42,7 @@ class ReferenceModel {
     std::string target;
     std::map<std::string, std::string> xattrs;
     std::set<rpc::SessionId> open_by;
+    std::optional<std::int64_t> orphan_since;  ///< No name and not open: since when.
   };
   struct Failure {
     int code;

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The embedded metadata store.
 //
-// Parties: the owner thread (execute, purges), a sync thread (sync), readers of counters.
+// Parties: the owner thread (execute, orphans, purges), a sync thread (sync), readers of counters.
 // One request is one transaction is one write batch, with its reply record in it; operations run one after the other, which
 // is all the serialisation that the namespace needs. What a batch changes is also kept in memory only where a search would be
-// dear (reply ids, fenced sessions, counts), and there only after the batch was written.
+// dear (reply ids, fenced sessions, orphans, counts), and there only after the batch was written.
 // A request is refused before anything else when its session is fenced. Then: a retry is answered from its record, a late
 // copy of an answered request is ESTALE, a fresh one runs. Reads are not recorded: to run them twice is harmless.
 // FenceSession writes the fence first, then takes the session's registrations a thousand at a time; lockd repeats it until it
 // is answered, so a crash in between leaves nothing undone.
-// Recovery: RocksDB replays its log; reply ids, fences and the inode counter are read back.
+// An inode's way out: no name → no registration, an orphan in its grace (orphan_list.h) → removed, with a purge job. An orphan that
+// is opened is an open inode again. Orphans of a fenced session have their grace as well: another client may be about to open.
+// Recovery: RocksDB replays its log; reply ids, fences, orphans and the inode counter are read back.
 // Limits: those of operations.h and RocksdbMetadataOptions. Known weakness: a fence is kept for ever (16 bytes a session), and
 // FenceSession looks through all registrations of the store (some 2 million a second).
 #include "storaged/meta/rocksdb_metadata_store.h"
@@ -22,6 +24,7 @@
 
 #include "storaged/identity.h"
 #include "storaged/meta/operations.h"
+#include "storaged/meta/orphan_list.h"
 #include "storaged/meta/reply_log.h"
 
 namespace distfuse::storaged {
@@ -30,6 +33,8 @@ namespace {
 const std::string kInodesUsedKey = "inodes_used";
 const std::string kFencedPrefix = "fenced";
 constexpr std::size_t kRegistrationsPerBatch = 1000;
+constexpr std::size_t kOrphansPerReap = 1000;  // some 10 ms of the owner thread
+constexpr int kGracePartWhenShort = 10;
 
 rpc::Timestamp system_clock_now() {
   timespec now{};
@@ -65,7 +70,8 @@ class RocksdbMetadataStore final : public MetadataStore {
         claim_(std::move(claim)),
         database_(std::move(database)),
         inos_(*database_, options_.ino_block, options_.max_ino),
-        replies_(*database_, options_.max_replies_per_session) {
+        replies_(*database_, options_.max_replies_per_session),
+        orphans_(*database_) {
     if (!options_.clock) options_.clock = system_clock_now;
   }
 
@@ -74,6 +80,7 @@ class RocksdbMetadataStore final : public MetadataStore {
   rpc::MetadataReply execute(const rpc::RequestContext& context,
                              const rpc::MetadataRequest& request) override;
   Status sync() override { return database_->sync(); }
+  Result<bool> reap_orphans(bool short_of_space) override;
   Result<std::vector<PurgeJob>> pending_purges(std::size_t limit) override;
   Status purged(rpc::Ino ino) override;
   [[nodiscard]] MetadataCounters counters() const override;
@@ -97,9 +104,10 @@ class RocksdbMetadataStore final : public MetadataStore {
   std::unique_ptr<StoreDatabase> database_;
   InoAllocator inos_;
   ReplyLog replies_;
+  OrphanList orphans_;
   std::unordered_set<rpc::SessionId> fenced_;
-  Counter operations_, errors_, replayed_, refused_, inodes_, purges_, reply_records_,
-      fenced_count_;
+  Counter operations_, errors_, replayed_, refused_, inodes_, orphan_count_, purges_,
+      reply_records_, fenced_count_;
 };
 
 rpc::MetadataReply error_reply(int code) {
@@ -160,6 +168,8 @@ Status RocksdbMetadataStore::load() {
   DISTFUSE_TRY(inos_.load());
   DISTFUSE_TRY(load_counts());
   DISTFUSE_TRY(load_fences());
+  DISTFUSE_TRY(orphans_.load());
+  orphan_count_.set(orphans_.size());
   DISTFUSE_TRY(replies_.load());
   reply_records_.set(replies_.size());
   return make_root();
@@ -176,6 +186,8 @@ Status RocksdbMetadataStore::commit(Transaction& transaction) {
   DISTFUSE_TRY(transaction.commit());
   inodes_.add(added);
   purges_.add(transaction.purges_added());
+  orphans_.committed(transaction);
+  orphan_count_.set(orphans_.size());
   return {};
 }
 
@@ -184,7 +196,7 @@ rpc::MetadataReply RocksdbMetadataStore::run_fresh(const rpc::RequestContext& co
                                                    const Request& request) {
   Transaction transaction(*database_);
   rpc::MetadataReply reply;
-  Operation operation{transaction, inos_, context, options_, options_.clock(), reply};
+  Operation operation{transaction, inos_, orphans_, context, options_, options_.clock(), reply};
   const Status status = run(operation, request);
   if (!status.ok()) {
     reply = error_reply(status.error().code);
@@ -230,7 +242,7 @@ rpc::MetadataReply RocksdbMetadataStore::dispatch(const rpc::RequestContext& con
     return to_reply(sync());
   } else if constexpr (std::is_same_v<Request, rpc::StatFilesystem>) {
     rpc::MetadataReply reply;
-    reply.inodes_used = inodes_.get();
+    reply.inodes_used = inodes_.get() - orphans_.size();  // an orphan is gone for whoever counts
     return reply;
   } else if constexpr (kChanges<Request>) {
     return change(context, request);
@@ -256,7 +268,7 @@ rpc::MetadataReply RocksdbMetadataStore::execute(const rpc::RequestContext& cont
   return reply;
 }
 
-// ---- fences and purges
+// ---- fences, orphans and purges
 
 Status RocksdbMetadataStore::fence(rpc::SessionId session) {
   if (session == 0) return fail(EINVAL);
@@ -283,12 +295,33 @@ Status RocksdbMetadataStore::drop_registrations(rpc::SessionId session) {
   for (std::size_t done = 0; done < inodes.size(); done += kRegistrationsPerBatch) {
     Transaction transaction(*database_);
     rpc::MetadataReply unused;
-    Operation operation{transaction, inos_, context, options_, options_.clock(), unused};
+    Operation operation{transaction, inos_, orphans_, context, options_, options_.clock(), unused};
     const std::size_t end = std::min(inodes.size(), done + kRegistrationsPerBatch);
     for (std::size_t i = done; i < end; ++i) DISTFUSE_TRY(unregister(operation, inodes[i]));
     DISTFUSE_TRY(commit(transaction));
   }
   return {};
+}
+
+Result<bool> RocksdbMetadataStore::reap_orphans(bool short_of_space) {
+  if (orphans_.size() == 0 || database_->broken()) return false;
+  const auto grace =
+      short_of_space ? options_.orphan_grace / kGracePartWhenShort : options_.orphan_grace;
+  const auto due = orphans_.due(options_.clock(), grace, kOrphansPerReap);
+  Transaction transaction(*database_);
+  for (const auto ino : due) {
+    const auto inode = transaction.inode(ino);
+    if (inode.ok()) {
+      DISTFUSE_TRY(transaction.remove_inode(**inode));
+    } else if (inode.error().code == ENOENT) {
+      (void)database_->corrupt(Family::orphans, number_key(ino));  // said; the others shall go
+      transaction.remove_orphan(ino);
+    } else {
+      return inode.error();
+    }
+  }
+  DISTFUSE_TRY(commit(transaction));
+  return due.size() == kOrphansPerReap;
 }
 
 Result<std::vector<PurgeJob>> RocksdbMetadataStore::pending_purges(std::size_t limit) {
@@ -330,6 +363,7 @@ MetadataCounters RocksdbMetadataStore::counters() const {
   counters.refused = refused_.get();
   counters.syncs = database_->syncs();
   counters.inodes = inodes_.get();
+  counters.orphans = orphan_count_.get();
   counters.purges_pending = purges_.get();
   counters.reply_records = reply_records_.get();
   counters.fenced_sessions = fenced_count_.get();

@@ -2,6 +2,7 @@
 // The embedded metadata store: one RocksDB in one directory.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -18,6 +19,9 @@ struct RocksdbMetadataOptions {
   std::uint32_t data_targets = 1;
   std::uint64_t cache_bytes = 32ULL << 20;         ///< Block cache.
   std::uint64_t write_buffer_bytes = 32ULL << 20;  ///< All memtables together.
+
+  std::chrono::nanoseconds orphan_grace =
+      std::chrono::seconds(5);  ///< From the loss of the last name or registration; ≥ 0.
 
   // Limits; tests shrink them.
   std::uint32_t max_links = 0x7fffffff;      ///< Of one inode: EMLINK.

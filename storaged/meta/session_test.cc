@@ -110,6 +110,7 @@ TEST_F(SessionTest, AnOpenFileOutlivesItsLastNameOnAnyClient) {
   resize.values.size = 123;
   EXPECT_EQ(error(resize, 2), 0);
   ASSERT_EQ(error(rpc::CloseFiles{{file, file, 999}}, 2), 0);
+  pass_grace();
   EXPECT_EQ(stat(file).ino, 0U);
   reopen();
   ASSERT_EQ(purges().size(), 1U);
@@ -126,6 +127,7 @@ TEST_F(SessionTest, ClosingANamedFileKeepsIt) {
   ASSERT_EQ(error(rpc::CloseFiles{{file}}), 0);
   EXPECT_EQ(stat(file).nlink, 1U);
   ASSERT_EQ(error(rpc::Unlink{kRootIno, "f", 0}), 0);
+  pass_grace();
   EXPECT_EQ(purges().size(), 1U);
 }
 
@@ -139,6 +141,7 @@ TEST_F(SessionTest, ARemovedDirectoryThatIsOpenTakesNothingNew) {
   EXPECT_EQ(error(rename_of(kRootIno, "f", dir, "x")), ENOENT);
   EXPECT_TRUE(run(rpc::ReadDirectory{dir, 0, 10, true}).end_of_directory);
   ASSERT_EQ(error(rpc::CloseFiles{{dir}}), 0);
+  pass_grace();
   EXPECT_EQ(stat(dir).ino, 0U);
   EXPECT_TRUE(purges().empty());
 }
@@ -153,7 +156,9 @@ TEST_F(SessionTest, RenameOverAnOpenFileOrphansIt) {
   auto rename = rename_of(kRootIno, "third", kRootIno, "second");
   rename.unregister_replaced = true;
   ASSERT_EQ(error(rename), 0);
+  pass_grace();
   EXPECT_EQ(stat(second).ino, 0U);
+  EXPECT_EQ(stat(old).ino, old);
 }
 
 // ---- fences
@@ -168,6 +173,8 @@ TEST_F(SessionTest, AFencedSessionIsRefusedForEverAndItsOpensAreGone) {
   EXPECT_EQ(error(rpc::FenceSession{0}, 0), EINVAL);
   EXPECT_EQ(error(rpc::FenceSession{1}, 0), 0);
   EXPECT_EQ(error(rpc::FenceSession{1}, 0), 0);
+  EXPECT_EQ(run(rpc::GetAttributes{{orphan}}, 2).attributes.at(0).ino, orphan);
+  pass_grace();
   for (int life = 0; life < 2; ++life) {
     EXPECT_EQ(error(rpc::Lookup{kRootIno, "named"}, 1), ESTALE);
     EXPECT_EQ(error(rpc::Create{kRootIno, "x", S_IFREG}, 1), ESTALE);
@@ -180,6 +187,7 @@ TEST_F(SessionTest, AFencedSessionIsRefusedForEverAndItsOpensAreGone) {
   ASSERT_EQ(purges().size(), 1U);
   EXPECT_EQ(purges()[0].ino, orphan);
   EXPECT_EQ(error(rpc::FenceSession{2}, 0), 0);
+  pass_grace();
   EXPECT_EQ(purges().size(), 2U);
   EXPECT_EQ(store_->counters().reply_records, 0U);
 }
@@ -189,7 +197,14 @@ TEST_F(SessionTest, AFenceTakesMoreRegistrationsThanOneBatchHolds) {
   for (int i = 0; i < 2500; ++i) ASSERT_EQ(error(rpc::Unlink{kRootIno, std::to_string(i), 0}), 0);
   EXPECT_EQ(store_->counters().inodes, 2501U);
   EXPECT_EQ(error(rpc::FenceSession{1}, 0), 0);
+  EXPECT_EQ(store_->counters().inodes, 2501U);
+  EXPECT_EQ(store_->counters().orphans, 2500U);
+  clock_.now += kGrace.count();
+  int calls = 1;  // Each takes a part, so that the owner thread can do other things in between.
+  while (reap()) ++calls;
+  EXPECT_EQ(calls, 3);
   EXPECT_EQ(store_->counters().inodes, 1U);
+  EXPECT_EQ(store_->counters().orphans, 0U);
   EXPECT_EQ(store_->counters().purges_pending, 2500U);
   EXPECT_EQ((*store_->pending_purges(7)).size(), 7U);
 }

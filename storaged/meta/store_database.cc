@@ -12,7 +12,7 @@ namespace distfuse::storaged {
 namespace {
 
 constexpr std::array<const char*, kFamilies> kFamilyNames = {
-    "inodes", "entries", "cookies", "xattrs", "opens", "replies", "purges", "system"};
+    "inodes", "entries", "cookies", "xattrs", "opens", "orphans", "replies", "purges", "system"};
 
 int to_errno(const rocksdb::Status& status) {
   if (status.IsNoSpace()) return ENOSPC;

@@ -27,11 +27,12 @@ enum class Family : std::uint8_t {
   cookies,
   xattrs,
   opens,
+  orphans,
   replies,
   purges,
   system
 };
-inline constexpr std::size_t kFamilies = 8;
+inline constexpr std::size_t kFamilies = 9;
 
 class StoreDatabase {
  public:

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -43,12 +44,16 @@ struct TestClock {
 
 class StoreFixture : public testing::Test {
  protected:
+  static constexpr std::chrono::nanoseconds kGrace{
+      1'000'000};  ///< Longer than any test's clock moves by itself.
+
   void SetUp() override {
     options_.directory = directory_.path() + "/store";
     options_.cluster_id = kTestCluster;
     options_.data_targets = 2;
     options_.cache_bytes = options_.write_buffer_bytes = 4 << 20;
     options_.clock = [this] { return clock_(); };
+    options_.orphan_grace = kGrace;
     reopen();
   }
 
@@ -90,6 +95,17 @@ class StoreFixture : public testing::Test {
   rpc::Rename rename_of(rpc::Ino from, std::string old_name, rpc::Ino to, std::string new_name,
                         std::uint32_t flags = 0) {
     return {from, std::move(old_name), to, std::move(new_name), flags, 0, 0, false, false};
+  }
+  /// The grace of every orphan that there is passes, and what is due is removed.
+  void pass_grace() {
+    clock_.now += kGrace.count();
+    reap();
+  }
+  /// Whether more were due.
+  bool reap(bool short_of_space = false) {
+    const auto more = store_->reap_orphans(short_of_space);
+    EXPECT_TRUE(more.ok());
+    return more.ok() && *more;
   }
   std::vector<PurgeJob> purges() {
     auto jobs = store_->pending_purges(1000);

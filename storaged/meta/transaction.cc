@@ -90,6 +90,7 @@ Inode& Transaction::add_inode(const InodeRecord& record) {
 Status Transaction::remove_inode(Inode& inode) {
   const auto& attributes = inode.attributes;
   database_.erase(batch_, Family::inodes, number_key(inode.ino()));
+  remove_orphan(inode.ino());
   if (inode.xattr_names_bytes != 0) {
     const std::string prefix = number_key(inode.ino());
     DISTFUSE_TRY(database_.scan(Family::xattrs, prefix, prefix, [&](std::string_view key, auto) {
@@ -148,10 +149,23 @@ Result<bool> Transaction::open_elsewhere(rpc::Ino ino, rpc::SessionId except) {
   return open;
 }
 
+void Transaction::add_orphan(rpc::Ino ino, rpc::Timestamp since) {
+  database_.put(batch_, Family::orphans, number_key(ino),
+                encode_number(static_cast<std::uint64_t>(since.ns)));
+  orphans_added_.emplace_back(ino, since);
+}
+
+void Transaction::remove_orphan(rpc::Ino ino) {
+  database_.erase(batch_, Family::orphans, number_key(ino));
+  orphans_removed_.push_back(ino);
+}
+
 void Transaction::discard() {
   batch_.Clear();
   inodes_.clear();
   inodes_added_ = purges_added_ = 0;
+  orphans_added_.clear();
+  orphans_removed_.clear();
 }
 
 Status Transaction::commit() {

@@ -11,6 +11,7 @@
 #include <deque>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/result.h"
@@ -60,7 +61,8 @@ class Transaction {
   /// The parent of a directory as the database has it, without keeping the inode. Error: EIO.
   [[nodiscard]] Result<rpc::Ino> stored_parent(rpc::Ino ino);
   Inode& add_inode(const InodeRecord& record);
-  /// Takes the inode, its xattrs and, for a regular file, leaves a purge job. Error: EIO.
+  /// Takes the inode, its orphan record and xattrs and, for a regular file, leaves a purge job.
+  /// Error: EIO.
   Status remove_inode(Inode& inode);
 
   [[nodiscard]] Result<std::optional<EntryRecord>> entry(rpc::Ino parent, const std::string& name);
@@ -73,10 +75,17 @@ class Transaction {
   /// Some session other than `except` has the inode open. Error: EIO.
   [[nodiscard]] Result<bool> open_elsewhere(rpc::Ino ino, rpc::SessionId except);
 
+  /// The inode's grace begins.
+  void add_orphan(rpc::Ino ino, rpc::Timestamp since);
+  /// The inode is an orphan no longer: it was opened, or it is gone.
+  void remove_orphan(rpc::Ino ino);
+
   [[nodiscard]] StoreDatabase& database() { return database_; }
   [[nodiscard]] rocksdb::WriteBatch& batch() { return batch_; }
   [[nodiscard]] std::int64_t inodes_added() const { return inodes_added_; }
   [[nodiscard]] std::int64_t purges_added() const { return purges_added_; }
+  [[nodiscard]] const auto& orphans_added() const { return orphans_added_; }
+  [[nodiscard]] const auto& orphans_removed() const { return orphans_removed_; }
 
   /// Forgets all changes.
   void discard();
@@ -89,6 +98,8 @@ class Transaction {
   std::deque<Inode> inodes_;  ///< Few: a linear search is the fastest.
   std::int64_t inodes_added_ = 0;
   std::int64_t purges_added_ = 0;
+  std::vector<std::pair<rpc::Ino, rpc::Timestamp>> orphans_added_;
+  std::vector<rpc::Ino> orphans_removed_;
 };
 
 }  // namespace distfuse::storaged
