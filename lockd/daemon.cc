@@ -338,6 +338,14 @@ void Daemon::file_test(const Session& session, const df_msg_file& file) {
   send(session, reply);
 }
 
+std::pair<std::vector<std::uint32_t>, std::uint32_t> Daemon::waiters(std::uint32_t slot) const {
+  std::vector<std::uint32_t> nodes(16);
+  const auto count =
+      df_lockd_slot_waiters(lockd_, slot, nodes.data(), static_cast<df_u32>(nodes.size()));
+  if (count < nodes.size()) nodes.resize(count);
+  return {std::move(nodes), count};
+}
+
 df_lockd_counters Daemon::lock_counters() const {
   df_lockd_counters counters{};
   df_lockd_read_counters(lockd_, &counters);

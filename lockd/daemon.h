@@ -24,6 +24,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/result.h"
@@ -119,6 +120,9 @@ class Daemon {
   [[nodiscard]] const DaemonCounters& counters() const { return counters_; }
   [[nodiscard]] df_lockd_counters lock_counters() const;
   [[nodiscard]] std::uint32_t requests(const Session& session) const;
+  /// Node ids that wait for the slot, in order, the first 16; how many wait in all. 0x7fff: a Find.
+  [[nodiscard]] std::pair<std::vector<std::uint32_t>, std::uint32_t> waiters(
+      std::uint32_t slot) const;
   [[nodiscard]] const DaemonOptions& options() const { return options_; }
 
  private:

@@ -214,6 +214,7 @@ TEST_F(ServiceTest, WaitersAreServedInTheOrderTheyCame) {
     holder->run_for(2ms);
   }
   EXPECT_EQ(status()["contended"], 1);
+  EXPECT_EQ(status()["contended_slots"][0]["waiters"], json({2, 3, 4, 5, 6}));
   holder->unpin(key);
   for (std::size_t turn = 0; turn < waiters.size(); ++turn) {
     for (int i = 0; i < 2000 && !waiters[turn]->pinned(key); ++i) {

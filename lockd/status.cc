@@ -30,17 +30,22 @@ json session_json(const Daemon& daemon, const Session& session) {
           {"file_locks", daemon.file_locks().session_locks(session.id)}};
 }
 
-json contended_json(std::uint32_t slot, std::uint64_t key, std::uint64_t word) {
+json contended_json(const Daemon& daemon, std::uint32_t slot, std::uint64_t key,
+                    std::uint64_t word) {
   json found{{"slot", slot},           {"inode", df_key_split_inode(key)},
              {"is", df_word_is(word)}, {"ix", df_word_ix(word)},
              {"s", df_word_s(word)},   {"owner", df_word_owner(word)}};
+  const auto [nodes, waiting] = daemon.waiters(slot);
+  found["waiting"] = waiting;
+  found["waiters"] = nodes;
   std::uint32_t extent = 0;
   if (df_key_split_extent(key, &extent) != 0) found["extent"] = extent;
   return found;
 }
 
 /// The table's part: how full it is, what is held in which mode, which slots are contended.
-void add_table(json& status, const df_table& geometry, std::span<std::byte> table) {
+void add_table(json& status, const Daemon& daemon, std::span<std::byte> table) {
+  const auto& geometry = daemon.options().table;
   const auto* slots = reinterpret_cast<const df_slot*>(table.data());
   const auto primary = geometry.buckets * DF_BUCKET_SLOTS;
   const auto total = df_table_slots(&geometry);
@@ -56,7 +61,7 @@ void add_table(json& status, const df_table& geometry, std::span<std::byte> tabl
     s += df_word_s(word);
     x += df_word_owner(word) != 0 ? 1 : 0;
     if (df_word_contended(word) == 0) continue;
-    if (++contended <= kMaxContendedShown) shown.push_back(contended_json(i, key, word));
+    if (++contended <= kMaxContendedShown) shown.push_back(contended_json(daemon, i, key, word));
   }
   status["slots_total"] = total;
   status["slots_used"] = used + overflow;
@@ -117,7 +122,7 @@ std::string status_json(const Daemon& daemon, std::span<std::byte> table,
   for (const auto& [id, session] : daemon.sessions().all())
     sessions.push_back(session_json(daemon, session));
   status["sessions"] = std::move(sessions);
-  add_table(status, daemon.options().table, table);
+  add_table(status, daemon, table);
   const auto files = daemon.file_locks().counts();
   status["file_locks"] = {
       {"locks", files.locks}, {"waiters", files.waiters}, {"files", files.spaces}};

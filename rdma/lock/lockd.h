@@ -109,6 +109,8 @@ void df_lockd_chain_done(struct df_lockd *lockd, df_u64 cookie, df_u64 old, cons
 void df_lockd_read_counters(const struct df_lockd *lockd, struct df_lockd_counters *counters);
 /* Unanswered requests of a session, for the shell's own bound over these and File* together. */
 df_u32 df_lockd_session_requests(const struct df_lockd *lockd, df_u32 node);
+/* Who waits in the slot's queue, in order: at most `most` node ids (0x7fff: a Find). Answers how many wait. For reports. */
+df_u32 df_lockd_slot_waiters(const struct df_lockd *lockd, df_u32 slot, df_u32 *nodes, df_u32 most);
 
 DF_END_C
 

@@ -175,6 +175,20 @@ static void answer_stale(struct df_lockd *lockd, struct df_object *object)
 	}
 }
 
+df_u32 df_lockd_slot_waiters(const struct df_lockd *lockd, df_u32 slot, df_u32 *nodes, df_u32 most)
+{
+	const struct df_object *object = lockd->hash[hash_of(lockd, slot)];
+	const struct df_waiter *waiter;
+	df_u32 count = 0;
+
+	while (object && object->slot != slot)
+		object = object->hash_next;
+	for (waiter = object ? object->head : NULL; waiter; waiter = waiter->next, count++)
+		if (count < most)
+			nodes[count] = waiter->kind == DF_WAITER_FIND ? DF_NODE_LOCKD : waiter->node;
+	return count;
+}
+
 /* --- granting ----------------------------------------------------------------------------- */
 
 static df_u32 field_count(df_u64 word, df_u32 mode)
