@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fabric: reliable connections that carry one-sided operations on a peer's registered memory, and messages. Two
-// implementations, `verbs` (RC queue pairs by librdmacm) and `ucx` (UCP RMA, AMO and AM over shared memory and TCP); code above
+// implementations, `verbs` (RC queue pairs by librdmacm) and `ucx` (regions shared through UCX on one machine, TCP otherwise); code above
 // never asks which one it is on.
 //
 // Parties: a Fabric (a device or a UCX context) per process; Workers, each owned by one thread, with Connections. A listening worker
@@ -89,7 +89,7 @@ class Handler {
 
 class Worker {
  public:
-  virtual ~Worker() = default;
+  virtual ~Worker() = default;  ///< Its connections are destroyed before it; else it aborts.
   /// Registered memory for `local` of operations; lives as long as the worker.
   [[nodiscard]] virtual Result<std::span<std::byte>> allocate(std::size_t length) = 0;
   /// "host:port"; port 0: any. Answers with the address bound.

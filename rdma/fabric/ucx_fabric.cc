@@ -62,9 +62,11 @@ class UcxFabric : public Fabric {
   }
 
   std::string describe() const override {
-    return std::string("ucx ") + ucp_get_version_string() +
-           ": peers of this machine are reached through shared memory, without their CPU; others "
-           "by UCP";
+    const char* how =
+        context_->handle() != nullptr
+            ? ": peers of this machine by shared memory, without their CPU; others over TCP"
+            : ": all peers over TCP";
+    return std::string("ucx ") + ucp_get_version_string() + how;
   }
 
  private:
