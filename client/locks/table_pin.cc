@@ -174,7 +174,7 @@ Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
       want(lock, guard, waiter);
       if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
     }
-    if (waiter.state == Waiter::State::waiting) {
+    if (parked || waiter.state == Waiter::State::waiting) {
       lock.changed.wait_for(guard, may_join(lock, waiter) ? kPark / 2 : kPoll);
     }
     if (!interrupted || Clock::now() - asked_at < kPoll) continue;
