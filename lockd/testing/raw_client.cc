@@ -79,7 +79,7 @@ bool RawClient::run_until(const std::function<bool()>& done, milliseconds timeou
   bool counted = false;
   while (!done()) {
     if (lost_) return false;
-    while (!outgoing_.empty()) {
+    while (!outgoing_.empty() && control_ != nullptr) {
       const auto& message = outgoing_.front();
       const auto status =
           control_->send(std::as_bytes(std::span(message.bytes, message.head.length)));
@@ -335,7 +335,8 @@ void RawClient::leave(std::uint32_t slot) {
 void RawClient::send_message(const df_msg& message) {
   if (message.head.type == DF_MSG_ASK) ++asks;
   if (message.head.type == DF_MSG_FIND) ++finds;
-  if (outgoing_.empty()) {
+  // A Freeze may follow the Welcome so closely that connect_as has not returned yet.
+  if (outgoing_.empty() && control_ != nullptr) {
     const auto status =
         control_->send(std::as_bytes(std::span(message.bytes, message.head.length)));
     if (status.ok() || status.error().code != EAGAIN) return;
