@@ -7,12 +7,33 @@
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 #include <spdlog/spdlog.h>
+#include <sys/stat.h>
+
+#include <cstdarg>
+#include <cstdio>
 
 namespace distfuse::storaged {
 namespace {
 
 constexpr std::array<const char*, kFamilies> kFamilyNames = {
     "inodes", "entries", "cookies", "xattrs", "opens", "orphans", "replies", "purges", "system"};
+
+/// RocksDB's errors go to our log. Its own log file would lie on the store's disk, and RocksDB 7.8 aborts at the second
+/// line that it cannot write there: a full disk would end the process.
+class Log final : public rocksdb::Logger {
+ public:
+  Log() : rocksdb::Logger(rocksdb::InfoLogLevel::ERROR_LEVEL) {}
+  void Logv(const char* /*format*/, va_list /*arguments*/) override {}  // the options, at length
+  void Logv(rocksdb::InfoLogLevel level, const char* format, va_list arguments) override {
+    using rocksdb::InfoLogLevel;
+    if (level < InfoLogLevel::ERROR_LEVEL || level == InfoLogLevel::HEADER_LEVEL) return;
+    char line[512];
+    if (std::vsnprintf(line, sizeof line, format, arguments) <= 0) return;
+    std::string_view text(line);
+    while (text.ends_with('\n')) text.remove_suffix(1);
+    spdlog::info("rocksdb: {}", text);  // the error itself is logged where it stops somebody
+  }
+};
 
 int to_errno(const rocksdb::Status& status) {
   if (status.IsNoSpace()) return ENOSPC;
@@ -31,9 +52,7 @@ rocksdb::DBOptions database_options(const StoreDatabase::Options& options) {
   db.max_background_jobs = 2;
   db.max_open_files = 256;
   db.bytes_per_sync = 1 << 20;
-  db.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
-  db.max_log_file_size = 1 << 20;
-  db.keep_log_file_num = 2;
+  db.info_log = std::make_shared<Log>();
   db.max_manifest_file_size = 4 << 20;
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
@@ -71,6 +90,8 @@ Result<std::unique_ptr<StoreDatabase>> StoreDatabase::open(const Options& option
   std::vector<rocksdb::ColumnFamilyDescriptor> families;
   families.emplace_back(rocksdb::kDefaultColumnFamilyName, family_options(options, cache));
   for (const char* name : kFamilyNames) families.emplace_back(name, family_options(options, cache));
+  (void)::mkdir(options.directory.c_str(),
+                0700);  // else RocksDB complains that it is not there yet
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* db = nullptr;
   const auto status =
