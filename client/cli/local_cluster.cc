@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <set>
 
 #include "common/admin.h"
@@ -23,13 +24,15 @@ namespace {
 
 constexpr unsigned kDefaultStorageds = 2;
 constexpr unsigned kMaxStorageds = 64;
+constexpr unsigned kFirstPort = 15000;  // Linux takes 32768 to 60999 for outgoing connections
+constexpr unsigned kLastPort = 31999;
 
 std::uint16_t port_of(const std::string& address) {
   return static_cast<std::uint16_t>(std::stoul(address.substr(address.rfind(':') + 1)));
 }
 
-/// Binds 127.0.0.1:port for a moment; answers the port bound, or 0 when it is taken.
-std::uint16_t probe_port(std::uint16_t port) {
+/// Binds and listens on 127.0.0.1:port for a moment.
+bool port_is_free(std::uint16_t port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int on = 1;
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
@@ -37,12 +40,21 @@ std::uint16_t probe_port(std::uint16_t port) {
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof(address);
-  const bool bound = bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
-                     listen(fd, 1) == 0 &&
-                     getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) == 0;
+  const bool free =
+      bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 && listen(fd, 1) == 0;
   close(fd);
-  return bound ? ntohs(address.sin_port) : 0;
+  return free;
+}
+
+/// A free port outside of the range that the kernel takes for outgoing connections: else a client that connects to a daemon that is
+/// away may get the daemon's port for its own end, and even connect to itself.
+std::uint16_t free_port() {
+  static std::mt19937 random{std::random_device{}()};
+  for (;;) {
+    const auto port = static_cast<std::uint16_t>(
+        std::uniform_int_distribution<unsigned>(kFirstPort, kLastPort)(random));
+    if (port_is_free(port)) return port;
+  }
 }
 
 /// Gives every listener a port that is free now, keeping those that are.
@@ -51,8 +63,8 @@ bool choose_ports(config::Cluster& cluster) {
   bool changed = false;
   const auto choose = [&](std::string& address) {
     const std::uint16_t old = address.empty() ? 0 : port_of(address);
-    std::uint16_t port = old == 0 ? 0 : probe_port(old);
-    while (port == 0 || !taken.insert(port).second) port = probe_port(0);
+    std::uint16_t port = old != 0 && port_is_free(old) ? old : free_port();
+    while (!taken.insert(port).second) port = free_port();
     changed |= port != old;
     address = fmt::format("127.0.0.1:{}", port);
   };

@@ -39,6 +39,8 @@ pid_t spawn_detached(const DaemonCommand& command, int out) {
   posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
   posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, command.error_file.c_str(),
                                    O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  // What the caller has open may be a file of the mount that the daemon serves: it must not be the daemon that closes it.
+  posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID);
