@@ -165,7 +165,7 @@ TEST_F(BadInput, StoreOfAnotherCluster) {
 
 TEST_F(BadInput, DaemonNotReachable) {
   expect_refusal({"distfuse", "mount", "--config", write_config(good_), fresh_folder("m")}, 1,
-                 "lockd.*127.0.0.1:\\d+");
+                 "no session with lockd at 127.0.0.1:\\d+.*start distfuse-lockd");
 }
 
 TEST(BadInputUp, RefusesASecondUpAndAnotherStorageCount) {

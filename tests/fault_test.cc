@@ -214,6 +214,75 @@ TEST(ClientKill, ItsLocksAreFreedAndOthersGoOn) {
   EXPECT_EQ(umount2(victim.c_str(), MNT_DETACH), 0);
 }
 
+/// Mounts in a process of its own, takes shared locks and exclusive ones, and is killed with them.
+class ShortLivedMount {
+ public:
+  ShortLivedMount(const Cluster& cluster, std::string mountpoint)
+      : mountpoint_(std::move(mountpoint)) {
+    mkdir(mountpoint_.c_str(), 0755);
+    pid_ = fork();
+    if (pid_ == 0) {
+      const std::string binary = program("distfuse");
+      const std::string config = cluster.root() + "/cluster.toml";
+      const std::string log = cluster.root() + "/run/short-lived.log";
+      execl(binary.c_str(), "distfuse", "mount", "--foreground", "--config", config.c_str(),
+            "--log-file", log.c_str(), mountpoint_.c_str(), nullptr);
+      _exit(127);
+    }
+    struct stat s {};
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (stat((mountpoint_ + "/hot").c_str(), &s) != 0 &&
+           std::chrono::steady_clock::now() < deadline)
+      usleep(1000);
+  }
+  ShortLivedMount(const ShortLivedMount&) = delete;
+  ShortLivedMount& operator=(const ShortLivedMount&) = delete;
+  ~ShortLivedMount() {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+    umount2(mountpoint_.c_str(), MNT_DETACH);
+  }
+
+ private:
+  std::string mountpoint_;
+  pid_t pid_ = -1;
+};
+
+TEST(ClientKill, MountsThatJoinDuringARepairTakePart) {
+  Cluster cluster({.mounts = 2, .storageds = 1});
+  ASSERT_TRUE(cluster.ok());
+  cluster.expect_log("session|fence|lost|connection|short-lived");
+  { std::ofstream(cluster.mount(0) + "/hot") << "0"; }
+  std::atomic<bool> stop = false;
+  std::atomic<int> turns[2] = {0, 0};
+  std::vector<std::thread> threads;
+  for (std::size_t m = 0; m < 2; ++m) {
+    threads.emplace_back([&, m] {
+      const std::string path = cluster.mount(m) + "/hot";
+      while (!stop) {
+        const int fd = open(path.c_str(), O_RDWR);
+        if (fd < 0 || pwrite(fd, "1", 1, 0) != 1) break;
+        close(fd);
+        ++turns[m];
+      }
+    });
+  }
+  // Each death leaves counts that the next taker of X has repaired, while the next mount joins.
+  TemporaryFolder folder;
+  for (int round = 0; round < 12; ++round) {
+    const ShortLivedMount mount(cluster, folder.path() + "/m" + std::to_string(round));
+    const int before[2] = {turns[0], turns[1]};
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while ((turns[0] < before[0] + 5 || turns[1] < before[1] + 5) &&
+           std::chrono::steady_clock::now() < deadline)
+      usleep(1000);
+    EXPECT_GE(turns[0], before[0] + 5) << "round " << round << ": mount 0 hangs";
+    EXPECT_GE(turns[1], before[1] + 5) << "round " << round << ": mount 1 hangs";
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+}
+
 TEST(ClientKill, UnderContentionNobodyElseLosesAnything) {
   std::mt19937_64 random(test_seed("client kill"));
   Cluster cluster({.mounts = 3, .storageds = 2});

@@ -92,6 +92,9 @@ bool Control::flush() {
 }
 
 void Control::run() {
+  for (const auto& bytes : std::exchange(early_, {})) {
+    if (error_.code == 0) take(*connection_, bytes);
+  }
   while (true) {
     const bool drained = flush();
     if (error_.code != 0) return end(error_.message);
@@ -134,7 +137,20 @@ void Control::on_connected(fabric::Connection& /*connection*/, std::span<const s
 }
 
 void Control::on_message(fabric::Connection& connection, std::span<const std::byte> bytes) {
-  if (error_.code != 0 || receiver_ == nullptr) return;
+  if (error_.code != 0) return;
+  if (receiver_ == nullptr) {
+    // A session that joins while a slot is being repaired is sent its Freeze right behind the Welcome.
+    if (early_.size() < kMaxEarly) {
+      early_.emplace_back(bytes.begin(), bytes.end());
+    } else {
+      error_ = Error{EPROTO, connection.peer() + " sent more before the session began than it may"};
+    }
+    return;
+  }
+  take(connection, bytes);
+}
+
+void Control::take(fabric::Connection& connection, std::span<const std::byte> bytes) {
   df_msg message;
   const int check = df_msg_read(bytes.data(), static_cast<df_u32>(bytes.size()), &message);
   if (check != DF_CHECK_OK) {

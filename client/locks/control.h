@@ -22,6 +22,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "common/result.h"
 #include "rdma/fabric/fabric.h"
@@ -58,9 +59,12 @@ class Control final : private fabric::Handler {
 
  private:
   static constexpr std::size_t kMaxQueued = std::size_t{1} << 18;
+  static constexpr std::size_t kMaxEarly =
+      8192;  ///< A Freeze for each slot that lockd can have under repair.
 
   Control() = default;
   void run();
+  void take(fabric::Connection& connection, std::span<const std::byte> bytes);
   bool flush();
   void end(const std::string& reason);
   void on_connected(fabric::Connection& connection, std::span<const std::byte> data) override;
@@ -73,6 +77,7 @@ class Control final : private fabric::Handler {
   std::unique_ptr<fabric::Worker> worker_;
   std::unique_ptr<fabric::Connection> connection_;
   Receiver* receiver_ = nullptr;
+  std::vector<std::vector<std::byte>> early_;  ///< Came before start().
   df_welcome welcome_{};
   bool greeted_ = false;
   Error error_{0, {}};  ///< Set: the connection is ended, or must be.

@@ -65,7 +65,11 @@ Status Table::open() {
   if (!fabric) return fabric.error();
   fabric_ = std::move(*fabric);
   auto control = Control::connect(*fabric_, options_.lockd, *hello, options_.connect_timeout);
-  if (!control) return control.error();
+  if (!control) {
+    return Error{control.error().code,
+                 "no session with lockd at " + options_.lockd + ": " + control.error().message +
+                     ": start distfuse-lockd there, or correct [lockd] in the cluster file"};
+  }
   welcome_ = (*control)->welcome();
   geometry_ = df_table{welcome_.buckets, welcome_.overflow, welcome_.node};
 
