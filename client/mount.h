@@ -17,7 +17,7 @@ struct MountOptions {
   std::string admin_socket;  ///< Answers `status`; empty: none.
   bool read_only = false;
   bool allow_other = true;
-  bool debug = false;        ///< libfuse prints every request to standard error.
+  bool debug = false;           ///< libfuse prints every request to standard error.
   std::function<void()> ready;  ///< Called once when the mount is usable.
 };
 

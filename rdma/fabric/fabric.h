@@ -29,19 +29,24 @@
 
 namespace distfuse::fabric {
 
-inline constexpr std::size_t kMaxConnectData = 56;   ///< Private data of a connect (rdma_cm's limit on RC). verbs: arrives padded to it with zeros.
-inline constexpr std::size_t kMaxAcceptData = 136;   ///< Of an accept: rdma_cm's 196 less the region that travels with it.
-inline constexpr std::size_t kMaxMessage = 4096;     ///< One message.
-inline constexpr std::size_t kMaxChain = 6;          ///< Operations of one chain.
-inline constexpr std::size_t kMaxTransfer = 65536;   ///< Bytes that the reads of one chain move, and bytes that its writes do.
-inline constexpr std::size_t kMaxOutstanding = 64;   ///< Chains posted and not completed, per connection; more: EAGAIN.
+/// Private data of a connect (rdma_cm's limit on RC). verbs: arrives padded to it with zeros.
+inline constexpr std::size_t kMaxConnectData = 56;
+/// Of an accept: rdma_cm's 196 less the region that travels with it.
+inline constexpr std::size_t kMaxAcceptData = 136;
+inline constexpr std::size_t kMaxMessage = 4096;  ///< One message.
+inline constexpr std::size_t kMaxChain = 6;       ///< Operations of one chain.
+/// Bytes that the reads of one chain move, and bytes that its writes do.
+inline constexpr std::size_t kMaxTransfer = 65536;
+/// Chains posted and not completed, per connection; more: EAGAIN.
+inline constexpr std::size_t kMaxOutstanding = 64;
 
 enum class Op : std::uint8_t { read, write, compare_swap, fetch_add };
 
 struct Operation {
   Op op;
-  std::uint64_t offset = 0;   ///< In the remote region; 8-aligned for atomics.
-  std::byte* local = nullptr;  ///< In memory from Worker::allocate. read: filled; write: source; atomics: 8 bytes, the old value.
+  std::uint64_t offset = 0;  ///< In the remote region; 8-aligned for atomics.
+  /// In memory from Worker::allocate. read: filled; write: source; atomics: 8 bytes, the old value.
+  std::byte* local = nullptr;
   std::uint32_t length = 0;    ///< read, write.
   std::uint64_t operand = 0;   ///< fetch_add: the addend; compare_swap: the new value.
   std::uint64_t expected = 0;  ///< compare_swap.
@@ -65,7 +70,8 @@ class Connection {
   [[nodiscard]] virtual Status send(std::span<const std::byte> message) = 0;
   [[nodiscard]] virtual std::uint64_t remote_region_length() const = 0;
   [[nodiscard]] virtual std::string peer() const = 0;  ///< For logs.
-  void* user = nullptr;  ///< The owner's.
+  /// The owner's.
+  void* user = nullptr;
 };
 
 /// A connect request that waits for Worker::accept or reject.
@@ -79,11 +85,13 @@ class ConnectRequest {
 class Handler {
  public:
   virtual ~Handler() = default;
-  virtual void on_connect_request(std::unique_ptr<ConnectRequest> request) { (void)request; }  ///< Dropped: rejected.
+  /// A request that is dropped is rejected.
+  virtual void on_connect_request(std::unique_ptr<ConnectRequest> request) { (void)request; }
   /// Of connect: established, with the acceptor's private data. A failure comes as on_disconnect.
   virtual void on_connected(Connection& connection, std::span<const std::byte> private_data) = 0;
   virtual void on_message(Connection& connection, std::span<const std::byte> message) = 0;
-  virtual void on_completion(Connection& connection, std::uint64_t cookie, const Status& status) = 0;
+  virtual void on_completion(Connection& connection, std::uint64_t cookie,
+                             const Status& status) = 0;
   virtual void on_disconnect(Connection& connection, const Error& reason) = 0;
 };
 
@@ -95,15 +103,15 @@ class Worker {
   /// "host:port"; port 0: any. Answers with the address bound.
   [[nodiscard]] virtual Result<std::string> listen(std::string_view address) = 0;
   /// Starts to connect; on_connected or on_disconnect follows, the latter at the latest after `timeout`.
-  [[nodiscard]] virtual Result<std::unique_ptr<Connection>> connect(std::string_view address,
-                                                                   std::span<const std::byte> private_data,
-                                                                   std::chrono::milliseconds timeout) = 0;
+  [[nodiscard]] virtual Result<std::unique_ptr<Connection>> connect(
+      std::string_view address, std::span<const std::byte> private_data,
+      std::chrono::milliseconds timeout) = 0;
   /// A connection to a region of this process, for atomics by its owner; ready at once.
   [[nodiscard]] virtual Result<std::unique_ptr<Connection>> connect_loopback(Region& region) = 0;
   /// `exposed` (may be null): what the peer's operations go to.
-  [[nodiscard]] virtual Result<std::unique_ptr<Connection>> accept(std::unique_ptr<ConnectRequest> request,
-                                                                  std::span<const std::byte> private_data,
-                                                                  Region* exposed) = 0;
+  [[nodiscard]] virtual Result<std::unique_ptr<Connection>> accept(
+      std::unique_ptr<ConnectRequest> request, std::span<const std::byte> private_data,
+      Region* exposed) = 0;
   virtual void reject(std::unique_ptr<ConnectRequest> request, std::string_view reason) = 0;
   /// Runs what is ready, never sleeps; answers whether anything was.
   virtual bool progress() = 0;
@@ -122,8 +130,8 @@ class Fabric {
 };
 
 struct Options {
-  std::string kind = "ucx";   ///< ucx or verbs.
-  std::string device;         ///< verbs: the RDMA device; empty: any. ucx: not used.
+  std::string kind = "ucx";  ///< ucx or verbs.
+  std::string device;        ///< verbs: the RDMA device; empty: any. ucx: not used.
 };
 
 /// Error: an unknown kind, a device that is not there (ENODEV).

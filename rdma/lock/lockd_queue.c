@@ -185,7 +185,8 @@ df_u32 df_lockd_slot_waiters(const struct df_lockd *lockd, df_u32 slot, df_u32 *
 		object = object->hash_next;
 	for (waiter = object ? object->head : NULL; waiter; waiter = waiter->next, count++)
 		if (count < most)
-			nodes[count] = waiter->kind == DF_WAITER_FIND ? DF_NODE_LOCKD : waiter->node;
+			nodes[count] =
+				waiter->kind == DF_WAITER_FIND ? DF_NODE_LOCKD : waiter->node;
 	return count;
 }
 
