@@ -238,6 +238,18 @@ bool is_mountpoint(const std::string& path) {
   return false;
 }
 
+Status check_fuse_device() {
+  if (access("/dev/fuse", R_OK | W_OK) != 0) {
+    return Error{
+        ENODEV,
+        fmt::format(
+            "/dev/fuse cannot be opened ({}): load the module (modprobe fuse) and check its "
+            "permissions",
+            std::generic_category().message(errno))};
+  }
+  return {};
+}
+
 Status check_mountpoint(const std::string& path) {
   if (is_mountpoint(path)) {
     return Error{EBUSY,

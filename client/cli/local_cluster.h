@@ -78,6 +78,8 @@ struct DownOptions {
 [[nodiscard]] Status unmount(const std::string& mountpoint, bool lazy);
 /// Whether something is mounted at exactly this path.
 [[nodiscard]] bool is_mountpoint(const std::string& path);
+/// Error: ENODEV and others, with what to do.
+[[nodiscard]] Status check_fuse_device();
 /// A folder that a mount can go to. Error: absent, not a folder, in use.
 [[nodiscard]] Status check_mountpoint(const std::string& path);
 

@@ -49,14 +49,7 @@ Status serve_mount(const MountCommand& command) {
   DISTFUSE_TRY(log::init({"client", command.log_level, command.log_file}));
   auto cluster = config::load_cluster(command.config);
   if (!cluster) return cluster.error();
-  if (access("/dev/fuse", R_OK | W_OK) != 0) {
-    return Error{
-        ENODEV,
-        fmt::format(
-            "/dev/fuse cannot be opened ({}): load the module (modprobe fuse) and check its "
-            "permissions",
-            std::generic_category().message(errno))};
-  }
+  DISTFUSE_TRY(check_fuse_device());
   DISTFUSE_TRY(check_mountpoint(command.mountpoint));
   MountOptions options;
   options.cluster = std::move(*cluster);

@@ -83,14 +83,7 @@ Status check_not_running(const LocalCluster& local) {
 Result<std::vector<std::string>> check_mounts(const std::vector<std::string>& mounts) {
   if (mounts.empty())
     return Error{EINVAL, "no mount point given: add --mount DIR, once for each mount"};
-  if (access("/dev/fuse", R_OK | W_OK) != 0) {
-    return Error{
-        ENODEV,
-        fmt::format(
-            "/dev/fuse cannot be opened ({}): load the module (modprobe fuse) and check its "
-            "permissions",
-            std::generic_category().message(errno))};
-  }
+  DISTFUSE_TRY(check_fuse_device());
   std::set<std::string> seen;
   std::vector<std::string> absolute;
   for (const std::string& mount : mounts) {
