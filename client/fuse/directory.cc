@@ -16,8 +16,11 @@ namespace {
 constexpr std::uint32_t kBatchEntries = 1024;
 constexpr std::uint64_t kDots = 2;
 
-DirectoryHandle* handle_of(const fuse_file_info* file) {
-  return reinterpret_cast<DirectoryHandle*>(file->fh);
+/// Shared: the reply of a readdir may be followed by the releasedir before the readdir has left the handle.
+using DirectoryRef = std::shared_ptr<DirectoryHandle>;
+
+DirectoryRef* handle_of(const fuse_file_info* file) {
+  return reinterpret_cast<DirectoryRef*>(file->fh);
 }
 
 /// The reply's buffer, filled until an entry does not fit.
@@ -59,8 +62,8 @@ fuse_entry_param bare_entry(Ino ino, std::uint32_t type) {
 }  // namespace
 
 void Filesystem::opendir(fuse_req_t req, Ino ino, fuse_file_info* file) {
-  auto handle = std::make_unique<DirectoryHandle>();
-  handle->inode = inodes_.get(ino);
+  auto handle = std::make_unique<DirectoryRef>(std::make_shared<DirectoryHandle>());
+  (*handle)->inode = inodes_.get(ino);
   file->fh = reinterpret_cast<std::uint64_t>(handle.get());
   if (fuse_reply_open(req, file) == 0) (void)handle.release();
 }
@@ -133,7 +136,8 @@ std::vector<Filesystem::Described> Filesystem::describe_many(
 
 void Filesystem::readdir(fuse_req_t req, std::size_t size, std::uint64_t offset,
                          fuse_file_info* file, bool plus) {
-  DirectoryHandle& handle = *handle_of(file);
+  const DirectoryRef shared = *handle_of(file);
+  DirectoryHandle& handle = *shared;
   const InodeRef& inode = handle.inode;
   const std::lock_guard one_reader(handle.mutex);
   auto pin = locks_->pin(inode->ino, Mode::s, interrupted(req));

@@ -67,7 +67,8 @@ bool must_kill_setid(const rpc::Attributes& attributes) {
 void Filesystem::read(fuse_req_t req, Ino, std::size_t size, std::uint64_t offset,
                       fuse_file_info* file) {
   const auto& handle = *reinterpret_cast<const FileHandle*>(file->fh);
-  Inode& inode = *handle.inode;
+  const InodeRef ref_to_inode = handle.inode;  // the handle may be gone as soon as we have answered
+  Inode& inode = *ref_to_inode;
   // X if the file is open for writing here: the lock table asks page_io_needs_x().
   auto pin = locks_->pin_page_io(inode.ino, Mode::s, {offset, size}, interrupted(req));
   if (!pin) return reply_error(req, pin.error());
@@ -176,7 +177,8 @@ Result<std::uint64_t> Filesystem::append(fuse_req_t req, const FileHandle& handl
 void Filesystem::write(fuse_req_t req, Ino ino, std::span<const std::byte> bytes,
                        std::uint64_t offset, fuse_file_info* file) {
   const auto& handle = *reinterpret_cast<const FileHandle*>(file->fh);
-  Inode& inode = *handle.inode;
+  const InodeRef ref_to_inode = handle.inode;  // the handle may be gone as soon as we have answered
+  Inode& inode = *ref_to_inode;
   if ((file->flags & O_APPEND) != 0 && file->writepage == 0) {
     auto appended = append(req, handle, bytes, offset, *file);
     if (!appended) return reply_error(req, appended.error());
