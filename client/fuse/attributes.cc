@@ -67,7 +67,8 @@ Result<rpc::Attributes> Filesystem::pinned_attributes(Inode& inode) {
 
 /// Without a lock: the holder of X is asked (it publishes, it flushes nothing) before the server, so that what it wrote back in between
 /// is seen at the server; the newer of the two is believed.
-Result<Filesystem::Described> Filesystem::describe(Inode& inode, bool registering) {
+Result<Filesystem::Described> Filesystem::describe(Inode& inode, const Interrupted& interrupted,
+                                                   bool registering) {
   Described result;
   result.pin = locks_->try_pin(inode.ino, Mode::s);
   if (result.pin) {
@@ -77,21 +78,24 @@ Result<Filesystem::Described> Filesystem::describe(Inode& inode, bool registerin
     result.timeout = kForever;
     return result;
   }
-  return describe_unlocked(inode, registering);
+  return describe_unlocked(inode, interrupted, registering);
 }
 
 /// With S of the directory pinned. The kernel may open next what it looks up: until then the file must not go, or an open of a name that is
 /// always there (renamed over by others) fails with ESTALE. With the inode's lock, shed() sees to that; without, we register now.
-Result<Filesystem::Described> Filesystem::describe_for_lookup(Inode& inode, std::uint32_t type) {
-  if (!S_ISREG(type)) return describe(inode);
+Result<Filesystem::Described> Filesystem::describe_for_lookup(Inode& inode, std::uint32_t type,
+                                                              const Interrupted& interrupted) {
+  if (!S_ISREG(type)) return describe(inode, interrupted);
   {
     const std::lock_guard lock(inode.state);
     inode.looked_up = std::chrono::steady_clock::now();
   }
-  return describe(inode, true);
+  return describe(inode, interrupted, true);
 }
 
-Result<Filesystem::Described> Filesystem::describe_unlocked(Inode& inode, bool registering) {
+Result<Filesystem::Described> Filesystem::describe_unlocked(Inode& inode,
+                                                            const Interrupted& interrupted,
+                                                            bool registering) {
   Described result;
   {
     const std::lock_guard lock(inode.state);  // a lock of ours that is on its way out is still ours
@@ -100,7 +104,7 @@ Result<Filesystem::Described> Filesystem::describe_unlocked(Inode& inode, bool r
       return result;
     }
   }
-  auto glimpsed = locks_->glimpse(inode.ino);
+  auto glimpsed = locks_->glimpse(inode.ino, interrupted);
   if (!glimpsed) return glimpsed.error();
   auto fresh = registering ? linger(inode) : fetch_attributes(inode.ino);
   if (!fresh) return fresh.error();
@@ -115,7 +119,7 @@ Result<Filesystem::Described> Filesystem::describe_unlocked(Inode& inode, bool r
 
 void Filesystem::getattr(fuse_req_t req, Ino ino) {
   const InodeRef inode = inodes_.get(ino);
-  auto described = describe(*inode);
+  auto described = describe(*inode, interrupted(req));
   if (!described) return reply_error(req, described.error());
   const struct stat result = to_stat(described->attributes);
   fuse_reply_attr(req, &result, described->timeout);

@@ -28,6 +28,14 @@ void Filesystem::notify(Ino ino, std::int64_t offset, std::int64_t length) {
   }
 }
 
+/// Who is just about to write to the session's descriptor is waited for: it is closed next, and its number may be another file's then. Not
+/// for ever: in a connection that is still there an invalidation may wait for a page of a request that nobody serves.
+void Filesystem::stop_serving() {
+  serving_ = false;
+  for (int waited = 0; notifying_ != 0 && waited < 1000; ++waited)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
 void Filesystem::await_notifications() const {
   while (notifying_ != 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }

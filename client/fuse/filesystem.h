@@ -68,7 +68,7 @@ class Filesystem final : public CacheOwner {
   /// No request may wait for a lock any longer.
   void stop_waiting() { stopping_ = true; }
   /// The kernel's caches went with the mount: nothing to invalidate any more.
-  void stop_serving() { serving_ = false; }
+  void stop_serving();
   /// Returns when no thread uses the session to invalidate; after stop_serving() and the end of the connection.
   void await_notifications() const;
   /// No request runs any more: everything dirty goes out, locks go, the session ends.
@@ -165,7 +165,11 @@ class Filesystem final : public CacheOwner {
   void reply_status(fuse_req_t req, const Status& status) const {
     fuse_reply_err(req, status.ok() ? 0 : code_of(status.error()));
   }
-  [[nodiscard]] Interrupted interrupted(fuse_req_t req) const {
+  /// What ends a wait on a file's way: its process is being killed. Another signal does not: a program that handles one does not expect
+  /// EINTR from stat, open, read or write of a file.
+  [[nodiscard]] Interrupted interrupted(fuse_req_t req) const;
+  /// What ends a wait for an fcntl or flock lock: any signal. The kernel starts the call again where the handler says so.
+  [[nodiscard]] Interrupted signalled(fuse_req_t req) const {
     return [this, req] { return stopping_ || fuse_req_interrupted(req) != 0; };
   }
   Result<rpc::MetadataReply> call(const rpc::MetadataRequest& request,
@@ -182,9 +186,12 @@ class Filesystem final : public CacheOwner {
   void drop_references(const InodeRef& inode, std::uint64_t count);
 
   // attributes.cc
-  Result<Described> describe(Inode& inode, bool registering = false);
-  Result<Described> describe_unlocked(Inode& inode, bool registering);
-  Result<Described> describe_for_lookup(Inode& inode, std::uint32_t type);
+  Result<Described> describe(Inode& inode, const Interrupted& interrupted,
+                             bool registering = false);
+  Result<Described> describe_unlocked(Inode& inode, const Interrupted& interrupted,
+                                      bool registering);
+  Result<Described> describe_for_lookup(Inode& inode, std::uint32_t type,
+                                        const Interrupted& interrupted);
   /// With a pin of the inode held: what is cached, or fetched now.
   Result<rpc::Attributes> pinned_attributes(Inode& inode);
   Result<rpc::Attributes> fetch_attributes(Ino ino) const;

@@ -47,7 +47,7 @@ void Filesystem::setlk(fuse_req_t req, Ino ino, fuse_file_info* file, struct flo
     inode->posix_locks = true;
   }
   reply_status(
-      req, locks_->file_lock(to_file_lock(ino, file->lock_owner, *lock), wait, interrupted(req)));
+      req, locks_->file_lock(to_file_lock(ino, file->lock_owner, *lock), wait, signalled(req)));
 }
 
 void Filesystem::flock(fuse_req_t req, Ino ino, fuse_file_info* file, int operation) {
@@ -69,7 +69,7 @@ void Filesystem::flock(fuse_req_t req, Ino ino, fuse_file_info* file, int operat
     default:
       return (void)fuse_reply_err(req, EINVAL);
   }
-  reply_status(req, locks_->file_lock(lock, (operation & LOCK_NB) == 0, interrupted(req)));
+  reply_status(req, locks_->file_lock(lock, (operation & LOCK_NB) == 0, signalled(req)));
 }
 
 }  // namespace distfuse::client

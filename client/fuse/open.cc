@@ -181,7 +181,7 @@ Result<Filesystem::Made> Filesystem::open_existing(fuse_req_t req, Ino parent,
   Made made;
   made.inode = inodes_.get(named->entry.ino);
   made.directory = std::move(named->directory);
-  auto described = describe(*made.inode);
+  auto described = describe(*made.inode, interrupted(req));
   if (!described) return described.error();
   if (!may_open(req, described->attributes, flags)) return Error{EACCES, {}};
   made.attributes = described->attributes;

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What every operation needs: errors, calls of the meta target, replies that hand out an inode.
+#include <signal.h>
 #include <sys/stat.h>
 
+#include <cstdlib>
 #include <ctime>
+#include <fstream>
+#include <string>
 
 #include "client/fuse/filesystem.h"
 
@@ -20,7 +24,27 @@ timespec to_timespec(rpc::Timestamp time) {
   return {seconds, rest};
 }
 
+/// Whether this thread has SIGKILL pending: any signal that ends a process becomes one, except those that dump core. One that cannot be seen
+/// (gone, or in a namespace that is not ours) counts as killed.
+bool is_killed(pid_t thread) {
+  std::ifstream status("/proc/" + std::to_string(thread) + "/status");
+  bool seen = false;
+  for (std::string line; std::getline(status, line);) {
+    if (!line.starts_with("SigPnd:") && !line.starts_with("ShdPnd:")) continue;
+    seen = true;
+    const std::uint64_t pending = std::strtoull(line.c_str() + sizeof("SigPnd:") - 1, nullptr, 16);
+    if ((pending >> (SIGKILL - 1) & 1) != 0) return true;
+  }
+  return !seen;
+}
+
 }  // namespace
+
+Interrupted Filesystem::interrupted(fuse_req_t req) const {
+  return [this, req] {
+    return stopping_ || (fuse_req_interrupted(req) != 0 && is_killed(fuse_req_ctx(req)->pid));
+  };
+}
 
 struct stat to_stat(const rpc::Attributes& attributes) {
   struct stat result {};

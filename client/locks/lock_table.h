@@ -160,7 +160,9 @@ class LockTable {
   /// The kernel forgot the inode: the lock may go, later, in the background.
   virtual void forget(Ino ino) = 0;
   /// Look and Glimpse: what an X holder has not yet told the server (this mount too, while it gives X up); nothing when nobody holds X or nothing changed.
-  virtual Result<std::optional<ValueBlock>> glimpse(Ino ino) = 0;
+  /// EINTR: interrupted.
+  virtual Result<std::optional<ValueBlock>> glimpse(Ino ino,
+                                                    const Interrupted& interrupted = {}) = 0;
 
   // fcntl and flock, by message to lockd. `owner`: the kernel's lock owner, unique in this mount. end is inclusive.
   struct FileLock {

@@ -21,14 +21,20 @@ df_u32 answer_to(df_u32 type) {
 
 }  // namespace
 
-Result<df_msg> Requests::ask(df_msg message, const Interrupted& interrupted, df_u32 cancel) {
-  Waiting waiting{answer_to(message.head.type), {}};
-  std::unique_lock lock(mutex_);
-  if (closed_) return Error{ENOTCONN, "the session is lost"};
+/// With the mutex held.
+std::uint64_t Requests::send(df_msg& message, Waiting& waiting) {
   const std::uint64_t id = next_++;
   message.head.seq = id;
   waiting_[id] = &waiting;
   control_.send(message);
+  return id;
+}
+
+Result<df_msg> Requests::ask(df_msg message, const Interrupted& interrupted, df_u32 cancel) {
+  Waiting waiting{answer_to(message.head.type), {}};
+  std::unique_lock lock(mutex_);
+  if (closed_) return Error{ENOTCONN, "the session is lost"};
+  const std::uint64_t id = send(message, waiting);
   bool cancelled = false;
   while (!waiting.answer && !closed_) {
     answered_.wait_for(lock, kPoll);
@@ -47,8 +53,38 @@ Result<df_msg> Requests::ask(df_msg message, const Interrupted& interrupted, df_
   return *waiting.answer;
 }
 
+Result<df_msg> Requests::ask_or_leave(df_msg message, const Interrupted& interrupted,
+                                      std::function<void()> late) {
+  Waiting waiting{answer_to(message.head.type), {}};
+  std::unique_lock lock(mutex_);
+  if (closed_) return Error{ENOTCONN, "the session is lost"};
+  const std::uint64_t id = send(message, waiting);
+  bool leave = false;
+  auto asked_at = std::chrono::steady_clock::now();
+  while (!waiting.answer && !closed_ && !leave) {
+    answered_.wait_for(lock, kPoll);
+    // Each answer wakes everybody: who waits for another asks only so often.
+    if (!interrupted || std::chrono::steady_clock::now() - asked_at < kPoll) continue;
+    lock.unlock();
+    leave = interrupted();
+    lock.lock();
+    asked_at = std::chrono::steady_clock::now();
+  }
+  waiting_.erase(id);
+  if (waiting.answer) return *waiting.answer;
+  if (closed_) return Error{ENOTCONN, "the session is lost"};
+  left_.emplace(id, Left{waiting.type, std::move(late)});
+  return Error{EINTR, "interrupted while waiting for lockd"};
+}
+
 bool Requests::answer(const df_msg& message) {
   const std::lock_guard lock(mutex_);
+  if (const auto left = left_.find(message.head.seq);
+      left != left_.end() && left->second.type == message.head.type) {
+    left->second.late();
+    left_.erase(left);
+    return true;
+  }
   const auto found = waiting_.find(message.head.seq);
   if (found == waiting_.end() || found->second->type != message.head.type ||
       found->second->answer) {

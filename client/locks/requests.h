@@ -5,6 +5,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -24,6 +25,10 @@ class Requests {
   /// Sends (seq filled in) and waits for the answer. `cancel`: a message type to be sent when the caller was interrupted; the answer
   /// still comes. Error: ENOTCONN.
   Result<df_msg> ask(df_msg message, const Interrupted& interrupted = {}, df_u32 cancel = 0);
+  /// The same, but an interrupted caller leaves at once: EINTR. Then `late` is called, by the control thread, when the answer is there;
+  /// until then lockd counts the request.
+  Result<df_msg> ask_or_leave(df_msg message, const Interrupted& interrupted,
+                              std::function<void()> late);
   /// Control thread. false: nobody waits for it.
   bool answer(const df_msg& message);
   /// Ends all waits.
@@ -34,11 +39,18 @@ class Requests {
     df_u32 type;  ///< Of the answer.
     std::optional<df_msg> answer;
   };
+  struct Left {
+    df_u32 type;
+    std::function<void()> late;
+  };
+
+  std::uint64_t send(df_msg& message, Waiting& waiting);
 
   Control& control_;
   std::mutex mutex_;
   std::condition_variable answered_;
   std::map<std::uint64_t, Waiting*> waiting_;  ///< ≤ Welcome.asks.
+  std::map<std::uint64_t, Left> left_;  ///< Their callers were interrupted; also ≤ Welcome.asks.
   std::uint64_t next_ = kFirst;
   bool closed_ = false;
 };

@@ -58,7 +58,7 @@ class Table final : public LockTable, private Receiver {
   Result<Pin> pin_page_io(Ino ino, Mode mode, Range range, const Interrupted& interrupted) override;
   void drop(Ino ino, Mode mode) override;
   void forget(Ino ino) override;
-  Result<std::optional<ValueBlock>> glimpse(Ino ino) override;
+  Result<std::optional<ValueBlock>> glimpse(Ino ino, const Interrupted& interrupted) override;
   Status file_lock(const FileLock& lock, bool wait, const Interrupted& interrupted) override;
   Result<FileLock> file_lock_test(const FileLock& lock) override;
   void file_lock_release_owner(Ino ino, std::uint64_t owner) override;
@@ -146,11 +146,12 @@ class Table final : public LockTable, private Receiver {
     df_u32 slot = DF_NO_SLOT;
     df_slot image{};
   };
-  Result<Located> locate(df_u64 key, df_u32 slot);
-  Result<Located> find_in_bucket(df_u64 key);
+  Result<Located> locate(df_u64 key, df_u32 slot, const Interrupted& interrupted);
+  Result<Located> find_in_bucket(df_u64 key, const Interrupted& interrupted);
   Result<ChainResult> run_read(df_u64 offset, df_u32 length, std::span<std::byte> into);
-  Result<std::optional<ValueBlock>> glimpse_once(df_u64 key, df_u32 slot);
-  Result<df_msg> call(const df_msg& message);
+  Result<std::optional<ValueBlock>> glimpse_once(df_u64 key, df_u32 slot,
+                                                 const Interrupted& interrupted);
+  Result<df_msg> call(const df_msg& message, const Interrupted& interrupted = {});
 
   // File locks (table_requests.cc).
   [[nodiscard]] df_msg file_message(df_u32 type, const FileLock& lock) const;

@@ -31,6 +31,8 @@ class CreditLoan {
     if (taken_) credits_.give();
   }
   bool take() { return taken_ = credits_.try_take(); }
+  /// The loan outlives this: who calls give() later.
+  void hand_over() { taken_ = false; }
 
  private:
   Credits& credits_;
@@ -45,14 +47,19 @@ df_u8 type_of(std::int16_t type) {
 
 // --- glimpses ---------------------------------------------------------------------------------
 
-/// Asks lockd, which answers soon without another client's help (Find, Glimpse with its own patience, FileTest, FileUnlock).
-Result<df_msg> Table::call(const df_msg& message) {
+/// Asks lockd. FileTest and FileUnlock it answers at once. Find and Glimpse may need another client, which may stand still: so an interrupted
+/// caller leaves, and its credit comes back with the answer.
+Result<df_msg> Table::call(const df_msg& message, const Interrupted& interrupted) {
   CreditLoan credit(*call_credits_);
   while (!credit.take()) {
     if (lost_) return Error{ENOTCONN, "the session with lockd is lost"};
+    if (interrupted && interrupted()) return Error{EINTR, "interrupted while waiting to ask lockd"};
     call_credits_->wait(kPoll);
   }
-  return requests_->ask(message);
+  if (!interrupted) return requests_->ask(message);
+  auto answer = requests_->ask_or_leave(message, interrupted, [this] { call_credits_->give(); });
+  if (!answer && answer.error().code == EINTR) credit.hand_over();
+  return answer;
 }
 
 Result<ChainResult> Table::run_read(df_u64 offset, df_u32 length, std::span<std::byte> into) {
@@ -74,7 +81,7 @@ Result<ChainResult> Table::run_read(df_u64 offset, df_u32 length, std::span<std:
 }
 
 /// The key's slot and what is in it; DF_NO_SLOT: it has none, so nobody holds the lock.
-Result<Table::Located> Table::find_in_bucket(df_u64 key) {
+Result<Table::Located> Table::find_in_bucket(df_u64 key, const Interrupted& interrupted) {
   std::byte image[DF_BUCKET_SIZE];
   const df_u32 bucket = df_hash_bucket(key, geometry_.buckets);
   auto read = run_read(df_u64{bucket} * DF_BUCKET_SIZE, DF_BUCKET_SIZE, image);
@@ -89,14 +96,14 @@ Result<Table::Located> Table::find_in_bucket(df_u64 key) {
   // A full bucket: it may be in the overflow area, which only lockd knows.
   df_msg find;
   df_msg_init(&find, DF_MSG_FIND, 0, key, 0);
-  auto found = call(find);
+  auto found = call(find, interrupted);
   if (!found) return found.error();
   if (found->found.status != DF_FOUND_SLOT) return Error{EAGAIN, "lockd has no room for a request"};
-  return locate(key, found->head.slot);
+  return locate(key, found->head.slot, interrupted);
 }
 
-Result<Table::Located> Table::locate(df_u64 key, df_u32 slot) {
-  if (slot == DF_NO_SLOT) return find_in_bucket(key);
+Result<Table::Located> Table::locate(df_u64 key, df_u32 slot, const Interrupted& interrupted) {
+  if (slot == DF_NO_SLOT) return find_in_bucket(key, interrupted);
   std::byte image[DF_SLOT_SIZE];
   auto read = run_read(df_slot_offset(slot), DF_SLOT_SIZE, image);
   if (!read) return read.error();
@@ -106,15 +113,16 @@ Result<Table::Located> Table::locate(df_u64 key, df_u32 slot) {
 }
 
 /// One try; EAGAIN: the slot moved, or lockd had no room.
-Result<std::optional<ValueBlock>> Table::glimpse_once(df_u64 key, df_u32 slot) {
-  auto located = locate(key, slot);
+Result<std::optional<ValueBlock>> Table::glimpse_once(df_u64 key, df_u32 slot,
+                                                      const Interrupted& interrupted) {
+  auto located = locate(key, slot, interrupted);
   if (!located) return located.error();
   if (located->slot == DF_NO_SLOT || df_glimpse_needed(&located->image, key, geometry_.node) == 0) {
     return std::optional<ValueBlock>{};
   }
   df_msg glimpse;
   df_msg_init(&glimpse, DF_MSG_GLIMPSE, located->slot, key, 0);
-  auto reply = call(glimpse);
+  auto reply = call(glimpse, interrupted);
   if (!reply) return reply.error();
   const auto& answer = reply->glimpse_reply;
   if (answer.status != DF_GLIMPSE_OK) return Error{EAGAIN, "the glimpse came at a bad time"};
@@ -126,7 +134,7 @@ Result<std::optional<ValueBlock>> Table::glimpse_once(df_u64 key, df_u32 slot) {
                                   static_cast<std::int64_t>(answer.value.ctime_ns)});
 }
 
-Result<std::optional<ValueBlock>> Table::glimpse(Ino ino) {
+Result<std::optional<ValueBlock>> Table::glimpse(Ino ino, const Interrupted& interrupted) {
   df_u32 slot = DF_NO_SLOT;
   if (const auto lock = locks_.find(ino)) {
     Guard guard(lock->mutex);
@@ -139,12 +147,12 @@ Result<std::optional<ValueBlock>> Table::glimpse(Ino ino) {
     slot = lock->core.slot;
   }
   counts_.glimpses.fetch_add(1, std::memory_order_relaxed);
-  auto result = glimpse_once(df_key_inode(ino), slot);
+  auto result = glimpse_once(df_key_inode(ino), slot, interrupted);
   milliseconds pause{0};
   for (int i = 1; i < kBusyTries && !result && result.error().code == EAGAIN; ++i) {
     std::this_thread::sleep_for(pause);
     pause = std::min(pause * 2 + milliseconds(1), milliseconds(20));
-    result = glimpse_once(df_key_inode(ino), DF_NO_SLOT);
+    result = glimpse_once(df_key_inode(ino), DF_NO_SLOT, interrupted);
   }
   return result;
 }
