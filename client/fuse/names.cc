@@ -140,7 +140,7 @@ Status Filesystem::remove_name(fuse_req_t req, Ino parent, const std::string& na
     const Wanted wanted[] = {{parent, Mode::x}, {ino, Mode::x}};
     auto pins = locks_->pin_all(wanted, interrupted(req));
     if (!pins) return pins.error();
-    const Status removed = remove_pinned(req, parent, name, ino, directory);
+    Status removed = remove_pinned(req, parent, name, ino, directory);
     if (removed.ok() || removed.error().code != ESTALE || attempt == kMaxRetries) return removed;
   }
 }
