@@ -193,7 +193,7 @@ TEST(ClientKill, ItsLocksAreFreedAndOthersGoOn) {
   cluster.kill_daemon("mount-0");
   const auto killed = std::chrono::steady_clock::now();
   for (int m = 1; m < 3; ++m) {
-    const std::string mount = cluster.mount(static_cast<std::size_t>(m));
+    const std::string& mount = cluster.mount(static_cast<std::size_t>(m));
     const int other = open((mount + "/folder/written").c_str(), O_RDWR);
     ASSERT_GE(other, 0) << std::strerror(errno);
     char text[16] = {};
