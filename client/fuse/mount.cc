@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <sstream>
@@ -33,18 +34,33 @@ sigset_t ending_signals() {
   return set;
 }
 
-/// The connection's folder in fusectl, found without touching the mount; empty: not found.
-std::string connection_of(const std::string& mountpoint) {
+/// The mount's device, "0:39", found without touching the mount; empty: not found.
+std::string device_of(const std::string& mountpoint) {
   std::ifstream mounts("/proc/self/mountinfo");
   std::string found;
   for (std::string line; std::getline(mounts, line);) {
     std::istringstream words(line);
     std::string id, parent, device, root, point;
     words >> id >> parent >> device >> root >> point;
-    if (point == mountpoint && device.find(':') != std::string::npos)
-      found = "/sys/fs/fuse/connections/" + device.substr(device.find(':') + 1);
+    if (point == mountpoint && device.find(':') != std::string::npos) found = device;
   }
   return found;
+}
+
+/// The connection's folder in fusectl; empty: not found.
+std::string connection_of(const std::string& mountpoint) {
+  const std::string device = device_of(mountpoint);
+  return device.empty() ? device
+                        : "/sys/fs/fuse/connections/" + device.substr(device.find(':') + 1);
+}
+
+/// Reads go out in requests of up to a megabyte. FUSE_INIT can only lower what the kernel reads at a time, and it starts at 128 KiB;
+/// only root may raise it, afterwards.
+void raise_readahead(const std::string& mountpoint) {
+  const std::string file = "/sys/class/bdi/" + device_of(mountpoint) + "/read_ahead_kb";
+  if (std::ofstream(file) << "1024" << std::flush) return;
+  spdlog::info("{}: cannot write {}: reads are split at the kernel's standard readahead",
+               mountpoint, file);
 }
 
 /// The first signal unmounts, or, when somebody uses the mount, detaches it: then it ends with its last user. The second ends it.
@@ -141,6 +157,16 @@ class Session {
     return {};
   }
 
+  /// Answers FUSE_INIT, always the first request, so that the mount is what it will be before anybody is told of it.
+  void agree() {
+    fuse_buf request{};
+    int received = 0;
+    do received = fuse_session_receive_buf(session_, &request);
+    while (received == -EINTR);
+    if (received > 0) fuse_session_process_buf(session_, &request);
+    std::free(request.mem);
+  }
+
   [[nodiscard]] fuse_session* get() const { return session_; }
 
   int serve() {
@@ -201,6 +227,8 @@ Status run_mount(const MountOptions& options) {
     Session session(filesystem);
     DISTFUSE_TRY(session.open(options));
     filesystem.start(session.get());
+    session.agree();
+    raise_readahead(options.mountpoint);
     const SignalThread signals(filesystem, session.get(), options.mountpoint);
     spdlog::info("{} is mounted", options.mountpoint);
     if (options.ready) options.ready();
