@@ -281,7 +281,7 @@ Result<Cluster> parse_cluster(std::string_view text, const std::string& origin) 
              fmt::format("unknown section [{}]: known are cluster, fabric, lockd, storaged, client",
                          key.str()));
     }
-    DISTFUSE_TRY(status);
+    if (!status.ok()) return status.error();
   }
   DISTFUSE_TRY(check_whole(cluster, origin));
   return cluster;
