@@ -309,9 +309,10 @@ struct Model {
       request.end = kEnd;
     }
     std::optional<FileLockConflict> lowest;
-    for (const auto& [owner, cells] : spaces[request.space].cells) {
+    for (const auto& held : spaces[request.space].cells) {
+      const FileLockOwner& owner = held.first;
       if (owner == request.owner) continue;
-      each_run(cells, [&](std::size_t start, std::size_t end, char type) {
+      each_run(held.second, [&](std::size_t start, std::size_t end, char type) {
         if (end < request.start || start > last(request)) return;
         if (type == 'r' && request.type == kRead) return;
         if (lowest && lowest->start <= start) return;

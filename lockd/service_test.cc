@@ -347,7 +347,7 @@ TEST_F(ServiceTest, GarbageOnThePortDisturbsNobody) {
       silent.push_back(fd);
     else
       ::close(fd);
-    const auto key = df_key_inode(static_cast<std::uint64_t>(1 + i));
+    const auto key = df_key_inode(1 + static_cast<std::uint64_t>(i));
     ASSERT_TRUE(good->acquire(key, DF_X));
     good->unpin(key);
   }
@@ -389,7 +389,7 @@ TEST_F(ServiceTest, MalformedMessagesLoseTheirSenderAlone) {
       ASSERT_TRUE(bad->send_raw(junk).ok());
     EXPECT_FALSE(bad->run_until([] { return false; }, 3s));
     EXPECT_TRUE(bad->lost());
-    const auto key = df_key_inode(static_cast<std::uint64_t>(1 + i));
+    const auto key = df_key_inode(1 + static_cast<std::uint64_t>(i));
     ASSERT_TRUE(good->acquire(key, DF_X));
     good->unpin(key);
   }
