@@ -34,7 +34,7 @@ TEST_F(IdentityTest, FirstTakeCreatesAndLaterOnesVerify) {
 
 TEST_F(IdentityTest, RefusesOtherClusterRoleAndVersion) {
   { ASSERT_TRUE(StoreClaim::take(store(), kIdentity).ok()); }
-  for (Identity other :
+  for (const Identity& other :
        {Identity{"ffffffffffffffffffffffffffffffff", "meta", 1},
         Identity{kIdentity.cluster_id, "data", 1}, Identity{kIdentity.cluster_id, "meta", 2}}) {
     const auto claim = StoreClaim::take(store(), other);
