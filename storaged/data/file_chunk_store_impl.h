@@ -2,6 +2,7 @@
 // Of file_chunk_store.cc (operations) and file_chunk_sync.cc (syncs) only.
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -78,6 +79,11 @@ class FileChunkStore final : public ChunkStore {
   void start();  ///< The first syncfs, and the scan for the capacity.
 
  private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::uint32_t kWriteHereMax = 65536;  // a copy of some ten microseconds
+  static constexpr std::chrono::milliseconds kSlowWrite{1};
+  static constexpr std::chrono::seconds kSlowPause{1};
+
   struct Inode {
     InodeOrder order;
     std::unique_ptr<SyncBatch> running;
@@ -95,6 +101,8 @@ class FileChunkStore final : public ChunkStore {
   void made_directory(File& file, int result);
   void run(PendingOperation& op);
   void run_absent(PendingOperation& op);
+  [[nodiscard]] bool may_write_here(const PendingOperation& op) const;
+  int write_here(PendingOperation& op);
   void transfer(PendingOperation& op);
   void transferred(PendingOperation& op, int result);
   void allocate_or_punch(PendingOperation& op);
@@ -130,6 +138,7 @@ class FileChunkStore final : public ChunkStore {
   const int data_;
   const int event_fd_;
   std::size_t in_flight_ = 0;
+  Clock::time_point write_here_after_;
   std::vector<std::unique_ptr<PendingOperation>> operations_;
   std::vector<PendingOperation*> free_;
   std::vector<PendingOperation*> finished_;  // completions owed
