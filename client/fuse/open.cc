@@ -204,6 +204,8 @@ void Filesystem::create(fuse_req_t req, Ino parent, const char* name, mode_t mod
     const std::lock_guard lock(made->inode->state);
     ++made->inode->opens;
     if (writes(flags)) ++made->inode->write_opens;
+    // The kernel asks for it before the first write. Nobody has set one: nobody has had the file's lock.
+    if (made->child) made->inode->xattrs.emplace("security.capability", std::nullopt);
   } else if (made.error().code == EEXIST && (flags & O_EXCL) == 0) {
     made = open_existing(req, parent, name, flags);
   }
