@@ -47,9 +47,10 @@ class ReadBuffer {
   std::size_t size_ = 0;
 };
 
+thread_local ReadBuffer thread_buffer;
+
 std::byte* read_buffer(std::size_t size) {
-  thread_local ReadBuffer buffer;
-  return buffer.get(size);
+  return thread_buffer.get(size);
 }
 
 void raise_cached_end(Inode& inode, std::uint64_t end) {
