@@ -39,7 +39,7 @@ std::string read_text(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-std::string replaced(std::string text, const std::string& regex, const std::string& with) {
+std::string replaced(const std::string& text, const std::string& regex, const std::string& with) {
   return std::regex_replace(text, std::regex(regex), with);
 }
 
@@ -56,12 +56,12 @@ class BadInput : public testing::Test {
   }
   void SetUp() override { good_ = read_text(cluster_->root() + "/cluster.toml"); }
   std::string write_config(const std::string& text) {
-    const std::string path = folder_.path() + "/cluster.toml";
+    std::string path = folder_.path() + "/cluster.toml";
     std::ofstream(path) << text;
     return path;
   }
   std::string fresh_folder(const std::string& name) {
-    const std::string path = folder_.path() + "/" + name;
+    std::string path = folder_.path() + "/" + name;
     fs::create_directory(path);
     return path;
   }
@@ -183,11 +183,13 @@ TEST(BadInputUp, RefusesASecondUpAndAnotherStorageCount) {
 TEST(BadInputUp, DataIsFoundAgain) {
   Cluster cluster({.mounts = 1, .storageds = 2});
   ASSERT_TRUE(cluster.ok());
-  { std::ofstream(cluster.mount(0) + "/kept") << std::string(10000000, 'k'); }
+  std::string kept;
+  kept.assign(10'000'000, 'k');
+  { std::ofstream(cluster.mount(0) + "/kept") << kept; }
   cluster.down();
   cluster.up();
   ASSERT_TRUE(cluster.ok());
-  EXPECT_EQ(read_text(cluster.mount(0) + "/kept"), std::string(10000000, 'k'));
+  EXPECT_EQ(read_text(cluster.mount(0) + "/kept"), kept);
 }
 
 TEST(BadInputSpace, AFullTargetStopsItsWriterOnly) {

@@ -18,8 +18,6 @@
 #include <regex>
 #include <thread>
 
-extern char** environ;
-
 namespace distfuse::tests {
 namespace fs = std::filesystem;
 using nlohmann::json;
