@@ -35,7 +35,7 @@ rpc::Attributes fresh_attributes(const Operation& op, const Inode& parent, rpc::
 /// The parent of a name that must not exist yet. Error: EEXIST and those of directory().
 Result<Inode*> parent_of_new(Operation& op, rpc::Ino ino, const std::string& name) {
   DISTFUSE_TRY(check_name(name));
-  const auto parent = op.tx.directory(ino);
+  auto parent = op.tx.directory(ino);
   if (!parent.ok()) return parent;
   const auto existing = op.tx.entry(ino, name);
   if (!existing.ok()) return existing.error();

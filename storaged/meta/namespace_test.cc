@@ -48,7 +48,8 @@ TEST_F(NamespaceTest, CreateErrors) {
 }
 
 TEST_F(NamespaceTest, NodesOfEveryType) {
-  for (const std::uint32_t type : {S_IFREG, S_IFDIR, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK}) {
+  for (const std::uint32_t type : std::initializer_list<std::uint32_t>{
+           S_IFREG, S_IFDIR, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK}) {
     const auto reply = run(rpc::Create{kRootIno, std::to_string(type), type | 0600, 0x1234});
     ASSERT_EQ(reply.error, 0);
     EXPECT_EQ(reply.attributes[0].mode, type | 0600);

@@ -55,7 +55,7 @@ Result<Inode*> Transaction::inode(rpc::Ino ino) {
 }
 
 Result<Inode*> Transaction::directory(rpc::Ino ino) {
-  const auto found = inode(ino);
+  auto found = inode(ino);
   if (!found.ok()) return found;
   if (!(*found)->is_directory()) return Error{ENOTDIR, {}};
   if ((*found)->attributes.nlink == 0) return Error{ENOENT, {}};
@@ -63,7 +63,7 @@ Result<Inode*> Transaction::directory(rpc::Ino ino) {
 }
 
 Result<Inode*> Transaction::named_inode(rpc::Ino parent, const EntryRecord& entry) {
-  const auto found = inode(entry.ino);
+  auto found = inode(entry.ino);
   if (!found.ok() && found.error().code == ENOENT) {
     return database_.corrupt(Family::entries, pair_key(parent, entry.ino));
   }
