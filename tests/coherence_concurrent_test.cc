@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -242,6 +243,43 @@ TEST_F(Concurrent, FcntlRangesAreSeenAcrossMountsAndFreedByDeath) {
   waitpid(child, nullptr, 0);
   EXPECT_EQ(fcntl(a, F_SETLKW, &test), 0) << std::strerror(errno);
   for (const int fd : {a, hold[0], hold[1]}) close(fd);
+}
+
+TEST_F(Concurrent, AChangeOfMetadataHidesNoWrite) {
+  // What is written and not yet at the server must be seen by others also after the server has changed the inode.
+  const std::pair<const char*, std::function<int(const std::string&)>> changes[] = {
+      {"setxattr", [](const std::string& f) { return setxattr(f.c_str(), "user.a", "b", 1, 0); }},
+      {"removexattr",
+       [](const std::string& f) {
+         return setxattr(f.c_str(), "user.a", "b", 1, 0) | removexattr(f.c_str(), "user.a");
+       }},
+      {"link", [](const std::string& f) { return link(f.c_str(), (f + ".2").c_str()); }},
+      {"unlink",
+       [](const std::string& f) {
+         return link(f.c_str(), (f + ".2").c_str()) | unlink((f + ".2").c_str());
+       }},
+      {"rename",
+       [](const std::string& f) {
+         return rename(f.c_str(), (f + ".2").c_str()) | rename((f + ".2").c_str(), f.c_str());
+       }},
+      {"chmod", [](const std::string& f) { return chmod(f.c_str(), 0640); }},
+  };
+  for (const auto& [what, change] : changes) {
+    const std::string name = std::string("changed.") + what;
+    const int fd = open(on(0, name).c_str(), O_RDWR | O_CREAT, 0644);
+    ASSERT_EQ(write(fd, "0123456789", 10), 10) << what;
+    ASSERT_EQ(change(on(0, name)), 0) << what << ": " << std::strerror(errno);
+    struct stat seen {};
+    ASSERT_EQ(stat(on(1, name).c_str(), &seen), 0) << what;
+    EXPECT_EQ(seen.st_size, 10) << what;
+    ASSERT_EQ(write(fd, "0123456789", 10), 10) << what;
+    const int other = open(on(2, name).c_str(), O_RDONLY);
+    char text[32] = {};
+    EXPECT_EQ(read(other, text, sizeof(text)), 20) << what;
+    EXPECT_STREQ(text, "01234567890123456789") << what;
+    close(other);
+    close(fd);
+  }
 }
 
 TEST_F(Concurrent, MappedStoresAreSeenByMappedLoads) {

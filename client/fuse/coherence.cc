@@ -115,7 +115,9 @@ std::optional<ValueBlock> Filesystem::publish(Ino ino) {
   const InodeRef inode = inodes_.find(ino);
   if (inode == nullptr) return std::nullopt;
   const std::lock_guard lock(inode->state);
-  if (!inode->attributes.valid() || !inode->attributes.changed_here()) return std::nullopt;
+  // Not valid, but dirty: the size and the times that are dirty are still ours to tell.
+  const bool known = inode->attributes.valid() || inode->attributes.dirty() != 0;
+  if (!known || !inode->attributes.changed_here()) return std::nullopt;
   const rpc::Attributes& attributes = inode->attributes.get();
   return ValueBlock{attributes.size, attributes.mtime.ns, attributes.ctime.ns};
 }

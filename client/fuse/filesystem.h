@@ -254,6 +254,7 @@ class Filesystem final : public CacheOwner {
   Status flush_inode(Inode& inode);
   /// With inode.server held.
   Status flush_locked(Inode& inode);
+  void flush_before_change(Inode& inode);
   void flusher_main();
   void flush_dirty();
   int take_error(FileHandle& handle);

@@ -20,6 +20,12 @@ Status Filesystem::flush_inode(Inode& inode) {
   return flush_locked(inode);
 }
 
+/// With inode.server held, before a change that the server makes to the inode and that carries no size: its newer ctime would make other
+/// mounts believe the server's old size, and not the size that this mount publishes.
+void Filesystem::flush_before_change(Inode& inode) {
+  (void)flush_locked(inode).ok();  // an error is recorded, for fsync and close
+}
+
 Status Filesystem::flush_locked(Inode& inode) {
   std::optional<AttributeCache::Flush> flush;
   {

@@ -82,6 +82,7 @@ void Filesystem::link(fuse_req_t req, Ino ino, Ino parent, const char* name) {
   if (!pins) return reply_error(req, pins.error());
   const InodeRef inode = inodes_.get(ino);
   const std::lock_guard server(inode->server);
+  flush_before_change(*inode);
   auto attributes = call_for_attributes(rpc::Link{ino, parent, name}, req);
   if (!attributes) {
     if (attributes.error().code != EEXIST) entries_.forget(parent);

@@ -62,10 +62,14 @@ Status Filesystem::rename_pinned(fuse_req_t req, const RenameNames& names) {
                               : inodes_.get(names.target.ino);
   // By ascending number, as the locks of the cluster.
   const bool target_first = target != nullptr && target->ino < source->ino;
-  std::unique_lock first(target_first ? target->server : source->server);
+  Inode* const low = target_first ? target.get() : source.get();
+  Inode* const high = target_first ? source.get() : target.get();
+  const std::unique_lock first(low->server);
   std::unique_lock<std::mutex> second;
-  if (target != nullptr) second = std::unique_lock(target_first ? source->server : target->server);
+  if (high != nullptr) second = std::unique_lock(high->server);
 
+  flush_before_change(*source);
+  if (target != nullptr && (names.flags & RENAME_EXCHANGE) != 0) flush_before_change(*target);
   rpc::Rename request{};
   request.old_parent = names.old_parent;
   request.old_name = names.old_name;
