@@ -46,8 +46,8 @@ void Filesystem::setlk(fuse_req_t req, Ino ino, fuse_file_info* file, struct flo
     const std::lock_guard state(inode->state);
     inode->posix_locks = true;
   }
-  reply_status(
-      req, locks_->file_lock(to_file_lock(ino, file->lock_owner, *lock), wait, signalled(req)));
+  reply_status(req,
+               locks_->file_lock(to_file_lock(ino, file->lock_owner, *lock), wait, signalled(req)));
 }
 
 void Filesystem::flock(fuse_req_t req, Ino ino, fuse_file_info* file, int operation) {
