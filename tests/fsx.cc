@@ -301,8 +301,8 @@ constexpr const char* kUsage =
 
 Options parse(int argc, char** argv) {
   Options options;
-  std::string mounts =
-      std::getenv("DISTFUSE_MOUNTS") != nullptr ? std::getenv("DISTFUSE_MOUNTS") : "";
+  const char* const inherited = std::getenv("DISTFUSE_MOUNTS");
+  std::string mounts = inherited != nullptr ? inherited : "";
   if (const char* seed = std::getenv("DISTFUSE_SEED"))
     options.seed = std::strtoull(seed, nullptr, 0);
   for (int i = 1; i < argc; ++i) {
