@@ -72,7 +72,9 @@ enum df_wake {
 	DF_WAKE_WOULD_BLOCK = 2,
 	DF_WAKE_RELEASED = 4,
 	DF_WAKE_BUSY = 8,
-	DF_WAKE_LOST = 16
+	DF_WAKE_LOST = 16,
+	DF_WAKE_REASSERTED = 32,
+	DF_WAKE_FORFEITED = 64
 };
 
 #define DF_OUT_MESSAGES 4
@@ -183,6 +185,21 @@ int df_lock_drop(struct df_lock *lock, struct df_out *out);
 
 /* Ends everything: nothing is held. Pins stay until unpinned. Chains in flight will not be reported. */
 void df_lock_session_lost(struct df_lock *lock, struct df_out *out);
+
+/*
+ * lockd's restart (session.h). Detach: the connection ended; chains in flight and requests will not be answered. What the lock
+ * certainly has (an attempt in flight: not; a release in flight: given up) it goes on holding; pins, wants and a shed that was
+ * begun stay; df_lock_shed_done and everything else that would post or send waits. `table` may change now.
+ */
+void df_lock_detach(struct df_lock *lock);
+/*
+ * Take what is held in the new table by chains of our own; never asks, does not care for the contended bit. WAKE_REASSERTED follows; or
+ * WAKE_FORFEITED: a conflict, the lock is not held any more and what is dirty below it cannot be written. 1: begun; 0: nothing
+ * to take (no output).
+ */
+int df_lock_reassert(struct df_lock *lock, struct df_out *out);
+/* Grace is over: wants, a shed that is done, cancels go on. */
+void df_lock_resume(struct df_lock *lock, struct df_out *out);
 
 /* Nothing is held, in flight, waited for or pinned: the object may go, or be given to another session. */
 int df_lock_quiet(const struct df_lock *lock);

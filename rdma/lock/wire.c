@@ -28,6 +28,8 @@ static const struct {
 	[DF_MSG_FILE_REPLY] = {"FileReply", sizeof(struct df_msg_file_reply), TO_CLIENT},
 	[DF_MSG_FILE_CANCEL] = {"FileCancel", sizeof(struct df_msg_plain), TO_LOCKD},
 	[DF_MSG_BYE] = {"Bye", sizeof(struct df_msg_plain), TO_LOCKD},
+	[DF_MSG_RECLAIMED] = {"Reclaimed", sizeof(struct df_msg_plain), TO_LOCKD},
+	[DF_MSG_RESUME] = {"Resume", sizeof(struct df_msg_plain), TO_CLIENT},
 };
 
 df_u32 df_msg_size(df_u32 type)
@@ -114,8 +116,11 @@ static int check_file(const struct df_msg_file *file)
 	} else if (file->type > DF_FILE_WRITE) {
 		return DF_CHECK_FIELD;
 	}
-	if (file->flags & ~(DF_FILE_FLOCK | DF_FILE_WAIT) || file->end < file->start ||
-	    df_key_split_extent(file->head.key, &extent))
+	if (file->flags & DF_FILE_RECLAIM &&
+	    (file->head.type != DF_MSG_FILE_LOCK || file->flags & DF_FILE_WAIT))
+		return DF_CHECK_FIELD;
+	if (file->flags & ~(DF_FILE_FLOCK | DF_FILE_WAIT | DF_FILE_RECLAIM) ||
+	    file->end < file->start || df_key_split_extent(file->head.key, &extent))
 		return DF_CHECK_FIELD;
 	return RESERVED_IS_ZERO(*file) ? DF_CHECK_OK : DF_CHECK_RESERVED;
 }
@@ -174,6 +179,7 @@ int df_msg_read(const void *bytes, df_u32 length, union df_msg *message)
 		return check;
 	/* Everything but the end of a session and a file lock's cancel is about a key. */
 	if (!message->head.key && message->head.type != DF_MSG_BYE &&
+	    message->head.type != DF_MSG_RECLAIMED && message->head.type != DF_MSG_RESUME &&
 	    message->head.type != DF_MSG_FILE_CANCEL)
 		return DF_CHECK_FIELD;
 	return DF_CHECK_OK;
@@ -196,6 +202,8 @@ int df_msg_slot_in(const struct df_msg_head *head, df_u32 slots)
 	case DF_MSG_FILE_REPLY:
 	case DF_MSG_FILE_CANCEL:
 	case DF_MSG_BYE:
+	case DF_MSG_RECLAIMED:
+	case DF_MSG_RESUME:
 		return 1;
 	default:
 		return head->slot < slots;
@@ -213,7 +221,7 @@ int df_hello_check(const void *bytes, df_u32 length, struct df_hello *hello)
 	if (hello->version != DF_WIRE_VERSION)
 		return DF_CHECK_VERSION;
 	if ((hello->role != DF_ROLE_CONTROL && hello->role != DF_ROLE_LANE) ||
-	    (hello->role == DF_ROLE_CONTROL) != (hello->session == 0) ||
+	    (hello->role == DF_ROLE_LANE && hello->session == 0) ||
 	    hello->name[sizeof(hello->name) - 1])
 		return DF_CHECK_FIELD;
 	return DF_CHECK_OK;
@@ -236,6 +244,8 @@ int df_welcome_check(const void *bytes, df_u32 length, struct df_welcome *welcom
 		return DF_CHECK_FIELD;
 	if ((df_u64)welcome->buckets * DF_BUCKET_SLOTS + welcome->overflow != welcome->slots)
 		return DF_CHECK_FIELD;
+	if (welcome->reserved)
+		return DF_CHECK_RESERVED;
 	return DF_CHECK_OK;
 }
 

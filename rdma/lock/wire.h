@@ -4,12 +4,14 @@
  *
  * Parties: a client's control connection, in order, both ways. Lanes (one-sided operations only) carry none.
  *
- *   connect data    Hello              client -> lockd, role control (session 0) or lane (session of its control connection)
+ *   connect data    Hello              client -> lockd, role control (session 0: a new one; else: to re-assert, session.h) or lane (its session)
  *   accept data     Welcome            lockd -> client
  *   lock            Ask, Released, Find, Glimpse, Glimpsed, State, Cancel     client -> lockd
  *                   Grant, Revoke, Found, GlimpseReply, Glimpse, Freeze, Thaw lockd -> client
  *   file locks      FileLock, FileUnlock, FileTest, FileCancel                client -> lockd
  *                   FileReply                                                 lockd -> client
+ *   lockd's restart Reclaimed                                                 client -> lockd, after everything was re-asserted
+ *                   Resume                                                    lockd -> client, when new locks may be taken
  *   end             Bye                                                       client -> lockd, after everything was given up
  *
  * `seq` in the head: of Ask, Find, Glimpse (from a client), File*: the client's request id, echoed by the answer. Of
@@ -27,7 +29,7 @@
 DF_BEGIN_C
 
 #define DF_WIRE_MAGIC 0x6b636f4c53554644ull /* "DFUSLock" */
-#define DF_WIRE_VERSION 1u
+#define DF_WIRE_VERSION 2u
 #define DF_CLUSTER_ID_BYTES 16
 
 enum df_role { DF_ROLE_CONTROL = 1, DF_ROLE_LANE = 2 };
@@ -38,8 +40,8 @@ enum df_refusal {
 	DF_REFUSED_VERSION = 1, /* Welcome.version is lockd's */
 	DF_REFUSED_CLUSTER = 2,
 	DF_REFUSED_NO_NODE_ID = 3, /* too many sessions, or too many died in this incarnation */
-	DF_REFUSED_SESSION = 4,	   /* a lane of a session that is not there */
-	DF_REFUSED_GRACE = 5,
+	DF_REFUSED_SESSION = 4,	   /* a session that is not there, or not any more: it was fenced */
+	DF_REFUSED_GRACE = 5,	   /* a new session while others re-assert: come again */
 	DF_REFUSED_MALFORMED = 6,
 };
 
@@ -48,7 +50,7 @@ struct df_hello {
 	df_u32 version;
 	df_u32 role;
 	df_u8 cluster[DF_CLUSTER_ID_BYTES];
-	df_u64 session; /* lane: of the control connection; control: 0 */
+	df_u64 session; /* lane: of the control connection; control: 0, or the session to re-assert */
 	df_u8 name[16]; /* control: of the mount, NUL-padded, for lockd's status */
 };
 DF_STATIC_ASSERT(sizeof(struct df_hello) == 56, "connect private data");
@@ -66,8 +68,10 @@ struct df_welcome {
 	df_u32 overflow;     /* slots after the primary ones */
 	df_u32 asks;	     /* Ask, Find, Glimpse and File* that a session may have unanswered */
 	df_u64 lease_offset; /* in the region: 8 bytes, WRITEn with any new value to renew */
+	df_u32 grace_ms; /* 0: go ahead; else: re-assert within it, take nothing new until Resume */
+	df_u32 reserved;
 };
-DF_STATIC_ASSERT(sizeof(struct df_welcome) == 64, "accept private data, at most 136");
+DF_STATIC_ASSERT(sizeof(struct df_welcome) == 72, "accept private data, at most 136");
 
 enum df_msg_type {
 	DF_MSG_ASK = 1,
@@ -89,8 +93,10 @@ enum df_msg_type {
 	DF_MSG_FILE_REPLY = 17,
 	DF_MSG_FILE_CANCEL = 18,
 	DF_MSG_BYE = 19,
+	DF_MSG_RECLAIMED = 20,
+	DF_MSG_RESUME = 21,
 };
-#define DF_MSG_TYPES 20
+#define DF_MSG_TYPES 22
 
 struct df_msg_head {
 	df_u16 type;
@@ -148,7 +154,7 @@ struct df_msg_found {
 	df_u8 reserved[7];
 };
 
-/* Ask's and Find's siblings without a body: Find, Glimpse, Freeze, Thaw, Cancel, FileCancel, Bye. */
+/* Ask's and Find's siblings without a body: Find, Glimpse, Freeze, Thaw, Cancel, FileCancel, Bye, Reclaimed, Resume. */
 struct df_msg_plain {
 	struct df_msg_head head;
 };
@@ -180,6 +186,7 @@ struct df_msg_state {
 enum df_file_type { DF_FILE_READ = 0, DF_FILE_WRITE = 1, DF_FILE_NONE = 2 };
 #define DF_FILE_FLOCK 1u /* flock, not fcntl: start 0, end max */
 #define DF_FILE_WAIT 2u
+#define DF_FILE_RECLAIM 4u /* FileLock in grace: was held before lockd's restart */
 
 /* FileLock, FileUnlock, FileTest. key: df_key_inode. */
 struct df_msg_file {
