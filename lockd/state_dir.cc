@@ -12,24 +12,12 @@
 #include <limits>
 #include <utility>
 
+#include "common/descriptor.h"
+#include "common/replace_file.h"
+
 namespace distfuse::lockd {
 
 namespace {
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const { return fd_; }
-  int release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 Error failed(const std::string& what, const std::string& path) {
   const int code = errno;
@@ -39,7 +27,7 @@ Error failed(const std::string& what, const std::string& path) {
 /// 0 when there is no file yet.
 Result<std::uint32_t> read_number(const std::string& path, const std::string& cluster_id) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file.get() < 0) {
+  if (!file) {
     if (errno == ENOENT) return std::uint32_t{0};
     return failed("read", path);
   }
@@ -69,26 +57,6 @@ Result<std::uint32_t> read_number(const std::string& path, const std::string& cl
   return number;
 }
 
-Status write_number(const std::string& dir, const std::string& cluster_id, std::uint32_t number) {
-  const auto path = dir + "/incarnation";
-  const auto fresh = path + ".new";
-  const auto text = fmt::format("{} {}\n", cluster_id, number);
-  {
-    const Descriptor file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-    if (file.get() < 0) return failed("write", fresh);
-    const auto written = ::write(file.get(), text.data(), text.size());
-    if (written != static_cast<ssize_t>(text.size())) {
-      if (written >= 0) errno = ENOSPC;
-      return failed("write", fresh);
-    }
-    if (::fsync(file.get()) != 0) return failed("sync", fresh);
-  }
-  if (::rename(fresh.c_str(), path.c_str()) != 0) return failed("rename", fresh);
-  const Descriptor folder(::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (folder.get() < 0 || ::fsync(folder.get()) != 0) return failed("sync", dir);
-  return {};
-}
-
 }  // namespace
 
 Result<StateDir> StateDir::open(const std::string& path, const std::string& cluster_id) {
@@ -99,7 +67,7 @@ Result<StateDir> StateDir::open(const std::string& path, const std::string& clus
                  fmt::format("cannot create state_dir {}: {}", path, error.message())};
   const auto lock_path = path + "/lock";
   Descriptor lock(::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (lock.get() < 0) return failed("open", lock_path);
+  if (!lock) return failed("open", lock_path);
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK)
       return Error{EBUSY, fmt::format("another lockd runs with state_dir {}", path)};
@@ -110,7 +78,8 @@ Result<StateDir> StateDir::open(const std::string& path, const std::string& clus
   if (*last == std::numeric_limits<std::uint32_t>::max())
     return Error{EOVERFLOW, fmt::format("{}/incarnation cannot be raised any more", path)};
   const auto number = *last + 1;
-  DISTFUSE_TRY(write_number(path, cluster_id, number));
+  DISTFUSE_TRY(
+      replace_file(path + "/incarnation", fmt::format("{} {}\n", cluster_id, number), 0600));
   return StateDir(lock.release(), number);
 }
 

@@ -2,11 +2,12 @@
 #include "lockd/state_dir.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
+
+#include "common/testing/temporary_directory.h"
 
 namespace distfuse::lockd {
 namespace {
@@ -15,15 +16,9 @@ const std::string kCluster(32, 'a');
 
 class StateDirTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string name = (std::filesystem::temp_directory_path() / "distfuse-state-XXXXXX").string();
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    root_ = name;
-    dir_ = root_ + "/deep/state";
-  }
-  void TearDown() override { std::filesystem::remove_all(root_); }
-
-  std::string root_, dir_;
+  const TemporaryDirectory disk_;
+  const std::string& root_ = disk_.path();
+  const std::string dir_ = root_ + "/deep/state";
 };
 
 TEST_F(StateDirTest, EveryStartRaisesTheNumber) {

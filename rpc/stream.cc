@@ -48,10 +48,6 @@ Error address_error(std::string_view address, int code) {
 
 }  // namespace
 
-void Descriptor::reset() {
-  if (fd_ >= 0) close(std::exchange(fd_, -1));
-}
-
 Result<std::pair<std::string, std::string>> split_address(std::string_view address) {
   const std::size_t colon = address.rfind(':');
   const Error bad{EINVAL, "address '" + std::string(address) + "' is not host:port"};

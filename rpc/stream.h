@@ -10,29 +10,11 @@
 #include <utility>
 #include <vector>
 
+#include "common/descriptor.h"
 #include "common/result.h"
 #include "rpc/wire.h"
 
 namespace distfuse::rpc {
-
-/// A file descriptor with an owner.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Descriptor() { reset(); }
-  void reset();
-  [[nodiscard]] int get() const { return fd_; }
-  explicit operator bool() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;
-};
 
 /// "host:port", "[v6]:port". Error: EINVAL, with what is expected.
 [[nodiscard]] Result<std::pair<std::string, std::string>> split_address(std::string_view address);

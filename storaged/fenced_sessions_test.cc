@@ -2,29 +2,24 @@
 #include "storaged/fenced_sessions.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
+
+#include "common/testing/temporary_directory.h"
 
 namespace distfuse::storaged {
 namespace {
 
 class FencedSessionsTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern =
-        (std::filesystem::temp_directory_path() / "distfuse-fenced.XXXXXX").string();
-    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
-    directory_ = pattern;
-  }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
   std::unique_ptr<FencedSessions> open() {
     auto sessions = FencedSessions::open(directory_);
     EXPECT_TRUE(sessions) << (sessions ? "" : sessions.error().message);
     return std::move(*sessions);
   }
-  std::string directory_;
+  const TemporaryDirectory disk_;
+  const std::string& directory_ = disk_.path();
 };
 
 TEST_F(FencedSessionsTest, WhatIsPersistedIsFoundAgain) {

@@ -15,26 +15,13 @@
 #include <string_view>
 #include <utility>
 
+#include "common/descriptor.h"
+#include "common/replace_file.h"
+
 namespace distfuse::storaged {
 namespace {
 
 constexpr std::size_t kMaxIdentityBytes = 4096;
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const { return fd_; }
-  [[nodiscard]] bool valid() const { return fd_ >= 0; }
-  int release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 Error system_error(int code, const std::string& path, std::string_view what) {
   return Error{code, fmt::format("{}: cannot {}: {}", path, what, std::strerror(code))};
@@ -56,26 +43,6 @@ Result<bool> is_empty(const std::string& directory) {
   }
   closedir(stream);
   return empty;
-}
-
-Status sync_directory(const std::string& directory) {
-  Descriptor fd(open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd.valid() || fsync(fd.get()) != 0) return system_error(errno, directory, "sync");
-  return {};
-}
-
-Status write_identity(const std::string& directory, const Identity& identity) {
-  const std::string path = directory + "/IDENTITY";
-  const std::string fresh = path + ".new";
-  const std::string text = to_text(identity);
-  Descriptor fd(open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (!fd.valid()) return system_error(errno, fresh, "create");
-  const ssize_t written = write(fd.get(), text.data(), text.size());
-  if (written < 0) return system_error(errno, fresh, "write");
-  if (static_cast<std::size_t>(written) != text.size()) return system_error(ENOSPC, fresh, "write");
-  if (fsync(fd.get()) != 0) return system_error(errno, fresh, "sync");
-  if (rename(fresh.c_str(), path.c_str()) != 0) return system_error(errno, path, "create");
-  return sync_directory(directory);
 }
 
 Result<Identity> parse_identity(const std::string& path, std::string_view text) {
@@ -132,7 +99,7 @@ Status ensure_identity(const std::string& directory, const Identity& identity) {
                              "an empty or a new directory",
                              directory)};
   }
-  return write_identity(directory, identity);
+  return replace_file(path, to_text(identity));
 }
 
 }  // namespace
@@ -141,7 +108,7 @@ Result<StoreClaim> StoreClaim::take(const std::string& directory, const Identity
   DISTFUSE_TRY(ensure_identity(directory, identity));
   const std::string path = directory + "/IDENTITY";
   Descriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) return system_error(errno, path, "read");
+  if (!fd) return system_error(errno, path, "read");
   if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return system_error(errno, path, "lock");
     return Error{EBUSY,

@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "common/testing/temporary_directory.h"
+
 namespace distfuse::storaged {
 namespace {
 
@@ -15,14 +17,9 @@ const Identity kIdentity{"0123456789abcdef0123456789abcdef", "meta", 1};
 
 class IdentityTest : public testing::Test {
  protected:
-  void SetUp() override {
-    char name[] = "/tmp/distfuse_identity_XXXXXX";
-    ASSERT_NE(mkdtemp(name), nullptr);
-    root_ = name;
-  }
-  void TearDown() override { std::filesystem::remove_all(root_); }
   [[nodiscard]] std::string store() const { return root_ + "/store"; }
-  std::string root_;
+  const TemporaryDirectory disk_;
+  const std::string& root_ = disk_.path();
 };
 
 TEST_F(IdentityTest, FirstTakeCreatesAndLaterOnesVerify) {

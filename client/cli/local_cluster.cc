@@ -15,6 +15,7 @@
 #include <set>
 
 #include "common/admin.h"
+#include "common/replace_file.h"
 
 namespace distfuse::client {
 namespace fs = std::filesystem;
@@ -94,20 +95,6 @@ config::Cluster new_cluster(const LocalCluster& local, unsigned storageds) {
   return cluster;
 }
 
-/// Replaces the file as a whole, so that a crash leaves the old one or the new one.
-Status write_file(const std::string& path, const std::string& text) {
-  const std::string fresh = path + ".new";
-  std::ofstream file(fresh, std::ios::trunc);
-  file << text;
-  file.close();
-  std::error_code error;
-  if (file) fs::rename(fresh, path, error);
-  if (!file || error)
-    return Error{EACCES,
-                 fmt::format("{} cannot be written: check its permissions and space", path)};
-  return {};
-}
-
 Status make_folder(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);
@@ -160,7 +147,7 @@ Status LocalCluster::save_state(const std::vector<RunningDaemon>& daemons) const
                     {"pid", d.process.pid},
                     {"start_time", d.process.start_time}});
   }
-  return write_file(run_dir() + "/state.json", list.dump(2) + "\n");
+  return replace_file(run_dir() + "/state.json", list.dump(2) + "\n");
 }
 
 void LocalCluster::remove_state() const {
@@ -193,7 +180,7 @@ Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigne
   if (!fs::exists(local.config_path(), error)) {
     config::Cluster cluster = new_cluster(local, storageds == 0 ? kDefaultStorageds : storageds);
     choose_ports(cluster);
-    DISTFUSE_TRY(write_file(local.config_path(), config::to_toml(cluster)));
+    DISTFUSE_TRY(replace_file(local.config_path(), config::to_toml(cluster)));
     return cluster;
   }
   auto cluster = config::load_cluster(local.config_path());
@@ -204,7 +191,7 @@ Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigne
                                      local.root, cluster->storaged.size(), storageds)};
   }
   if (choose_ports(*cluster))
-    DISTFUSE_TRY(write_file(local.config_path(), config::to_toml(*cluster)));
+    DISTFUSE_TRY(replace_file(local.config_path(), config::to_toml(*cluster)));
   return cluster;
 }
 

@@ -7,7 +7,7 @@
 namespace distfuse::fabric::ucx {
 
 UcxConnection::~UcxConnection() {
-  if (state_ == State::connecting || state_ == State::greeting) --worker_.waiting_;
+  if (has_deadline()) --worker_.waiting_;
   worker_.forget(*this);
   worker_.connections_.erase(id_);
 }
@@ -23,7 +23,7 @@ Status UcxConnection::post(std::span<const Operation> chain, std::uint64_t cooki
   }
   run_chain(mapping_ != nullptr ? mapping_->base() : own_->bytes().data(), chain);
   ++outstanding_;
-  worker_.events_.push_back({UcxWorker::Event::Kind::completed, id_, cookie});
+  worker_.connections_.completed(id_, cookie);
   return {};
 }
 

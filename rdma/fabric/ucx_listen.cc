@@ -43,7 +43,7 @@ class UcxRequest : public ConnectRequest {
 };
 
 Result<std::string> UcxWorker::listen(std::string_view address) {
-  if (listener_.valid()) return Error{EALREADY, "the worker listens already"};
+  if (listener_) return Error{EALREADY, "the worker listens already"};
   auto fd = listen_socket(address);
   if (!fd) return fd.error();
   epoll_event event{};
@@ -157,7 +157,7 @@ Result<std::unique_ptr<Connection>> UcxWorker::accept(std::unique_ptr<ConnectReq
   connection->stream_.emplace(std::move(found->second.stream));
   connection->peer_ = found->second.peer;
   callers_.erase(found);
-  connections_[id] = connection.get();
+  connections_.insert(id, *connection);
   std::vector<std::byte> frame;
   encode(answer, frame);
   DISTFUSE_TRY(connection->stream_->send(frame));

@@ -182,7 +182,7 @@ TEST_P(UcxProcesses, HostileBytesHarmNobody) {
     for (std::size_t i = 0; i < noise; ++i) bytes.push_back(static_cast<std::byte>(random()));
     if (random() % 2 == 0 && bytes.size() > 8) bytes[random() % bytes.size()] ^= std::byte{0x41};
     if (random() % 4 == 0) bytes.resize(random() % (bytes.size() + 1));
-    ucx::Fd fd(socket(AF_INET, SOCK_STREAM, 0));
+    Descriptor fd(socket(AF_INET, SOCK_STREAM, 0));
     sockaddr_in to{};
     to.sin_family = AF_INET;
     to.sin_port = htons(port);
@@ -202,7 +202,7 @@ TEST_P(UcxProcesses, HostileBytesHarmNobody) {
 TEST_P(UcxProcesses, SilentStrangersDoNotLockOthersOut) {
   Process server({"serve"});
   const auto address = server.line();
-  std::vector<ucx::Fd> strangers;
+  std::vector<Descriptor> strangers;
   for (int i = 0; i < 300; ++i) strangers.push_back(must(ucx::connect_socket(address)));
   const auto start = Clock::now();
   auto connection = must(node->worker->connect(address, {}, 9s));

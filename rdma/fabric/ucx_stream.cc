@@ -20,24 +20,15 @@ namespace {
 constexpr std::size_t kSmallInput = 16384;
 constexpr std::size_t kLargeInput = 2 * (kHeaderSize + kMaxBody);
 
-Result<Fd> make_socket(const SocketAddress& address) {
-  Fd fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd.valid()) return system_failure("socket");
+Result<Descriptor> make_socket(const SocketAddress& address) {
+  Descriptor fd(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd) return system_failure("socket");
   const int one = 1;
   (void)setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
   return fd;
 }
 
 }  // namespace
-
-Fd& Fd::operator=(Fd&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  return *this;
-}
-
-Fd::~Fd() {
-  if (fd_ >= 0) ::close(fd_);
-}
 
 Status Stream::send(std::span<const std::byte> frame) {
   if (queued() + frame.size() > kMaxQueued) return Error{EAGAIN, "send queue is full"};
@@ -96,7 +87,7 @@ Status Stream::receive() {
   return {};
 }
 
-Result<Fd> listen_socket(std::string_view address) {
+Result<Descriptor> listen_socket(std::string_view address) {
   auto found = resolve(address, true);
   if (!found) return found.error();
   auto fd = make_socket(*found);
@@ -109,7 +100,7 @@ Result<Fd> listen_socket(std::string_view address) {
   return fd;
 }
 
-Result<Fd> connect_socket(std::string_view address) {
+Result<Descriptor> connect_socket(std::string_view address) {
   auto found = resolve(address, false);
   if (!found) return found.error();
   auto fd = make_socket(*found);
@@ -120,9 +111,9 @@ Result<Fd> connect_socket(std::string_view address) {
   return fd;
 }
 
-Result<Fd> accept_socket(int listener) {
-  Fd fd(::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-  if (!fd.valid()) return system_failure("accept");
+Result<Descriptor> accept_socket(int listener) {
+  Descriptor fd(::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+  if (!fd) return system_failure("accept");
   const int one = 1;
   (void)setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
   return fd;

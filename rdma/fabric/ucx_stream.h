@@ -9,31 +9,18 @@
 #include <string_view>
 #include <vector>
 
+#include "common/descriptor.h"
 #include "common/result.h"
 #include "rdma/fabric/system_failure.h"
 
 namespace distfuse::fabric::ucx {
-
-/// A file descriptor that closes itself.
-class Fd {
- public:
-  explicit Fd(int fd = -1) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
-  Fd& operator=(Fd&& other) noexcept;
-  ~Fd();
-  [[nodiscard]] int get() const { return fd_; }
-  [[nodiscard]] bool valid() const { return fd_ >= 0; }
-
- private:
-  int fd_;
-};
 
 class Stream {
  public:
   /// Queued and not yet taken by the kernel: 64 messages of kMaxMessage with their headers.
   static constexpr std::size_t kMaxQueued = std::size_t{64} * (4096 + 8);
 
-  explicit Stream(Fd fd) : fd_(std::move(fd)) {}
+  explicit Stream(Descriptor fd) : fd_(std::move(fd)) {}
 
   [[nodiscard]] int fd() const { return fd_.get(); }
   /// EAGAIN: the queue is full, nothing was taken. Else taken whole; ECONNRESET and the like: the peer is gone.
@@ -49,7 +36,7 @@ class Stream {
   void consume(std::size_t length) { in_start_ += length; }
 
  private:
-  Fd fd_;
+  Descriptor fd_;
   std::vector<std::byte> in_;
   std::size_t in_start_ = 0;
   std::size_t in_end_ = 0;
@@ -58,9 +45,9 @@ class Stream {
 };
 
 /// "127.0.0.1:7000", "host:7000", "[::1]:7000". Sockets are non-blocking, close-on-exec, and without Nagle's delay.
-[[nodiscard]] Result<Fd> listen_socket(std::string_view address);
-[[nodiscard]] Result<Fd> connect_socket(std::string_view address);
-[[nodiscard]] Result<Fd> accept_socket(int listener);  ///< EAGAIN: none waits.
+[[nodiscard]] Result<Descriptor> listen_socket(std::string_view address);
+[[nodiscard]] Result<Descriptor> connect_socket(std::string_view address);
+[[nodiscard]] Result<Descriptor> accept_socket(int listener);  ///< EAGAIN: none waits.
 [[nodiscard]] std::string local_name(int fd);
 [[nodiscard]] std::string peer_name(int fd);
 

@@ -30,9 +30,9 @@ Result<std::unique_ptr<UcxWorker>> UcxWorker::create(std::shared_ptr<Context> co
 
 Status UcxWorker::open() {
   self_ = std::make_shared<UcxWorker*>(this);
-  epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
-  wake_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!epoll_.valid() || !wake_.valid()) return system_failure("event descriptor");
+  epoll_ = Descriptor(epoll_create1(EPOLL_CLOEXEC));
+  wake_ = Descriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!epoll_ || !wake_) return system_failure("event descriptor");
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.u64 = kWakeId;
@@ -77,7 +77,8 @@ void UcxWorker::update_watch(std::uint64_t id, const Stream& stream) {
   epoll_event event{};
   event.events = EPOLLIN;
   if (stream.wants_to_write()) event.events |= EPOLLOUT;
-  if (const auto* connection = find(id); connection != nullptr && connection->paused_) {
+  if (const auto* connection = connections_.find(id);
+      connection != nullptr && connection->paused_) {
     event.events = EPOLLOUT;
   }
   event.data.u64 = id;
@@ -101,7 +102,7 @@ Result<std::unique_ptr<Connection>> UcxWorker::connect(std::string_view address,
   hello.host = context_->host();
   hello.data.assign(private_data.begin(), private_data.end());
   encode(hello, connection->hello_);
-  connections_[id] = connection.get();
+  connections_.insert(id, *connection);
   ++waiting_;
   return std::unique_ptr<Connection>(std::move(connection));
 }
@@ -112,17 +113,12 @@ Result<std::unique_ptr<Connection>> UcxWorker::connect_loopback(Region& region) 
   connection->peer_ = "loopback";
   connection->own_ = dynamic_cast<UcxRegion&>(region).memory();
   connection->region_length_ = region.bytes().size();
-  connections_[id] = connection.get();
+  connections_.insert(id, *connection);
   return std::unique_ptr<Connection>(std::move(connection));
 }
 
-UcxConnection* UcxWorker::find(std::uint64_t id) {
-  const auto found = connections_.find(id);
-  return found == connections_.end() ? nullptr : found->second;
-}
-
 bool UcxWorker::progress() {
-  bool worked = deliver();
+  bool worked = connections_.deliver(handler_);
   if (worked && ++skipped_polls_ < kPollEvery) return true;
   skipped_polls_ = 0;
   worked |= poll(0);
@@ -130,28 +126,8 @@ bool UcxWorker::progress() {
   ready_.clear();
   for (const auto& [id, events] : batch) dispatch(id, events);
   expire();
-  worked |= deliver();
+  worked |= connections_.deliver(handler_);
   return worked;
-}
-
-/// Completions, and after the last of them the end of a connection.
-bool UcxWorker::deliver() {
-  const std::size_t count = events_.size();  // What handlers add comes next time.
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto event = events_.front();
-    events_.pop_front();
-    auto* connection = find(event.connection);
-    if (connection == nullptr) continue;
-    if (event.kind == Event::Kind::ended) {
-      handler_.on_disconnect(*connection, Error(connection->reason_));
-      continue;
-    }
-    --connection->outstanding_;
-    const Status status =
-        event.kind == Event::Kind::completed ? Status{} : Status{connection->reason_};
-    handler_.on_completion(*connection, event.cookie, status);
-  }
-  return count != 0;
 }
 
 bool UcxWorker::poll(int timeout_ms) {
@@ -166,15 +142,8 @@ bool UcxWorker::poll(int timeout_ms) {
 }
 
 void UcxWorker::wait(std::chrono::milliseconds timeout) {
-  if (!events_.empty() || !ready_.empty()) return;
-  using std::chrono::milliseconds;
-  auto left = timeout;
-  if (const auto deadline = next_deadline()) {
-    const auto until =
-        std::max(milliseconds(0), std::chrono::ceil<milliseconds>(*deadline - Clock::now()));
-    left = left.count() < 0 ? until : std::min(left, until);
-  }
-  (void)poll(static_cast<int>(std::clamp<std::int64_t>(left.count(), -1, 1 << 30)));
+  if (connections_.has_events() || !ready_.empty()) return;
+  (void)poll(wait_ms(timeout, next_deadline()));
 }
 
 void UcxWorker::wake() {
@@ -194,7 +163,7 @@ void UcxWorker::dispatch(std::uint64_t id, std::uint32_t events) {
 }
 
 void UcxWorker::serve_connection(std::uint64_t id, std::uint32_t events) {
-  auto* connection = find(id);
+  auto* connection = connections_.find(id);
   if (connection == nullptr || connection->state_ == UcxConnection::State::ended) return;
   if (connection->state_ == UcxConnection::State::connecting) {
     if (auto status = finish_connect(*connection); !status) fail(*connection, status.error());
@@ -214,7 +183,7 @@ void UcxWorker::serve_connection(std::uint64_t id, std::uint32_t events) {
   const auto received = connection->stream_->receive();
   // What came before the end still counts.
   if (!read_frames(id)) return;
-  if (!received) fail(*find(id), received.error());
+  if (!received) fail(*connections_.find(id), received.error());
 }
 
 Status UcxWorker::finish_connect(UcxConnection& connection) {
@@ -233,7 +202,7 @@ Status UcxWorker::finish_connect(UcxConnection& connection) {
 /// Serves whole frames; false: the connection is ended or destroyed.
 bool UcxWorker::read_frames(std::uint64_t id) {
   while (true) {
-    auto* connection = find(id);
+    auto* connection = connections_.find(id);
     if (connection == nullptr || connection->state_ == UcxConnection::State::ended) return false;
     auto decoded = decode(connection->stream_->input());
     if (!decoded) {
@@ -309,7 +278,7 @@ Status UcxWorker::on_results(UcxConnection& connection, std::span<const std::byt
   if (connection.asked_.empty()) return Error{EPROTO, "results of no chain"};
   const auto& asked = connection.asked_.front();
   DISTFUSE_TRY(store_results({asked.operations.data(), asked.count}, results));
-  events_.push_back({Event::Kind::completed, connection.id_, asked.cookie});
+  connections_.completed(connection.id_, asked.cookie);
   connection.asked_.pop_front();
   return {};
 }
@@ -318,15 +287,15 @@ Status UcxWorker::on_results(UcxConnection& connection, std::span<const std::byt
 void UcxWorker::fail(UcxConnection& connection, Error reason) {
   using State = UcxConnection::State;
   if (connection.state_ == State::ended) return;
-  if (connection.state_ != State::established) --waiting_;
+  if (connection.has_deadline()) --waiting_;
   connection.state_ = State::ended;
   spdlog::info("fabric: connection with {} ended: {}", connection.peer_, reason.message);
   connection.reason_ = std::move(reason);
   for (const auto& asked : connection.asked_) {
-    events_.push_back({Event::Kind::failed, connection.id_, asked.cookie});
+    connections_.failed(connection.id_, asked.cookie);
   }
   connection.asked_.clear();
-  events_.push_back({Event::Kind::ended, connection.id_, 0});
+  connections_.ended(connection.id_);
   forget(connection);
 }
 
@@ -343,25 +312,14 @@ void UcxWorker::expire() {
   const auto now = Clock::now();
   expire_callers(now);
   if (waiting_ == 0) return;
-  for (const auto& [id, connection] : connections_) {
-    using State = UcxConnection::State;
-    if (connection->state_ != State::connecting && connection->state_ != State::greeting) continue;
-    if (connection->deadline_ > now) continue;
-    fail(*connection, Error{ETIMEDOUT, connection->peer_ + " does not answer"});
-  }
+  connections_.expire(now, [this](auto& connection, Error reason) { fail(connection, reason); });
 }
 
 std::optional<Clock::time_point> UcxWorker::next_deadline() const {
-  auto next = next_caller_deadline();
-  const auto consider = [&next](Clock::time_point at) { next = next ? std::min(*next, at) : at; };
+  const auto next = next_caller_deadline();
   if (waiting_ == 0) return next;
-  for (const auto& [id, connection] : connections_) {
-    using State = UcxConnection::State;
-    if (connection->state_ == State::connecting || connection->state_ == State::greeting) {
-      consider(connection->deadline_);
-    }
-  }
-  return next;
+  const auto connections = connections_.next_deadline();
+  return next && connections ? std::min(*next, *connections) : (next ? next : connections);
 }
 
 }  // namespace distfuse::fabric::ucx

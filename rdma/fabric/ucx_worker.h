@@ -10,9 +10,9 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
+#include "rdma/fabric/connection_set.h"
 #include "rdma/fabric/fabric.h"
 #include "rdma/fabric/ucx_memory.h"
 #include "rdma/fabric/ucx_stream.h"
@@ -37,11 +37,15 @@ class UcxConnection : public Connection {
 
  private:
   friend class UcxWorker;
+  friend class ConnectionSet<UcxConnection>;
   UcxConnection(UcxWorker& worker, std::uint64_t id) : worker_(worker), id_(id) {}
   Status ask(std::span<const Operation> chain, std::uint64_t cookie);
   Status transmit(std::span<const std::byte> frame);
 
   enum class State { connecting, greeting, established, ended };
+  [[nodiscard]] bool has_deadline() const {
+    return state_ == State::connecting || state_ == State::greeting;
+  }
 
   UcxWorker& worker_;
   std::uint64_t id_;
@@ -97,21 +101,13 @@ class UcxWorker : public Worker {
   friend class UcxConnection;
   friend class UcxRequest;
 
-  struct Event {
-    enum class Kind { completed, failed, ended } kind;
-    std::uint64_t connection;
-    std::uint64_t cookie;
-  };
-
   UcxWorker(std::shared_ptr<Context> context, Handler& handler)
       : context_(std::move(context)), handler_(handler) {}
   Status open();
   Result<UcpWorker*> ucp();
   Status expose(UcxConnection& connection, const Caller& caller, Region& region, Accept& answer);
-  UcxConnection* find(std::uint64_t id);
   std::uint64_t watch(int fd, std::uint32_t events);
   void update_watch(std::uint64_t id, const Stream& stream);
-  bool deliver();
   bool poll(int timeout_ms);
   void dispatch(std::uint64_t id, std::uint32_t events);
   void accept_callers();
@@ -137,18 +133,17 @@ class UcxWorker : public Worker {
   Handler& handler_;
   std::unique_ptr<UcpWorker>
       ucp_;  // Made with the first peer of this machine; it only maps, nothing is sent over it.
-  Fd epoll_;
-  Fd wake_;
-  Fd listener_;
+  Descriptor epoll_;
+  Descriptor wake_;
+  Descriptor listener_;
   bool listener_paused_ = false;
   Clock::time_point listener_resume_{};
   std::uint64_t strangers_ = 0;
   Clock::time_point next_note_{};
   std::uint64_t next_id_ = 16;  // Below: fixed ids of wake, UCX and listener.
   unsigned skipped_polls_ = 0;
-  std::deque<Event> events_;  // ≤ (kMaxOutstanding + 1) per connection.
   std::vector<std::pair<std::uint64_t, std::uint32_t>> ready_;  // Of the last epoll_wait.
-  std::unordered_map<std::uint64_t, UcxConnection*> connections_;
+  ConnectionSet<UcxConnection> connections_;
   std::map<std::uint64_t, Caller> callers_;
   std::size_t waiting_ = 0;  // Connections with a deadline.
   std::vector<std::unique_ptr<std::byte[], void (*)(std::byte*)>> buffers_;

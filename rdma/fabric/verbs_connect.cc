@@ -103,7 +103,7 @@ Result<std::unique_ptr<Connection>> VerbsWorker::connect(std::string_view addres
   connection->peer_ = address;
   connection->hello_.assign(private_data.begin(), private_data.end());
   connection->deadline_ = Clock::now() + timeout;
-  connections_[number] = connection.get();
+  connections_.insert(number, *connection);
   ++waiting_;
   return std::unique_ptr<Connection>(std::move(connection));
 }
@@ -143,7 +143,7 @@ Result<std::unique_ptr<Connection>> VerbsWorker::accept(std::unique_ptr<ConnectR
   connection->pair_ = std::move(*pair);
   connection->peer_ = asked.peer();
   connection->deadline_ = Clock::now() + kAcceptTime;
-  connections_[number] = connection.get();
+  connections_.insert(number, *connection);
   ++waiting_;
   RemoteRegion region;
   if (exposed != nullptr) {
@@ -188,7 +188,8 @@ std::optional<VerbsWorker::CmEvent> VerbsWorker::next_cm_event() {
 
 void VerbsWorker::on_cm_event(const CmEvent& event) {
   if (event.type == RDMA_CM_EVENT_CONNECT_REQUEST) return on_connect_request(event);
-  if (auto* connection = find(event.number)) return on_connection_event(*connection, event);
+  if (auto* connection = connections_.find(event.number))
+    return on_connection_event(*connection, event);
   // A caller that left before it was answered.
   if (const auto found = callers_.find(event.number); found != callers_.end()) {
     destroy_id(found->second);
@@ -237,7 +238,7 @@ void VerbsWorker::on_connection_event(VerbsConnection& connection, const CmEvent
     case RDMA_CM_EVENT_DISCONNECTED:
       // What had been completed before counts.
       while (poll_connection(connection.number_)) {
-        if (find(event.number) != &connection) return;
+        if (connections_.find(event.number) != &connection) return;
       }
       status = Error{ECONNRESET, "the peer closed the connection"};
       break;
@@ -307,7 +308,7 @@ Result<std::unique_ptr<Connection>> VerbsWorker::connect_loopback(Region& region
   auto& mine = dynamic_cast<VerbsRegion&>(region);
   connection->remote_ = mine.remote();
   connection->own_ = mine.memory();
-  connections_[number] = connection.get();
+  connections_.insert(number, *connection);
   return std::unique_ptr<Connection>(std::move(connection));
 }
 

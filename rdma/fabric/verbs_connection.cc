@@ -7,7 +7,7 @@
 namespace distfuse::fabric::verbs {
 
 VerbsConnection::~VerbsConnection() {
-  if (state_ != State::established && state_ != State::ended) --worker_.waiting_;
+  if (has_deadline()) --worker_.waiting_;
   worker_.release(*this);
   worker_.connections_.erase(number_);
 }

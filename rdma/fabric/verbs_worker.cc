@@ -45,14 +45,14 @@ Status VerbsWorker::open() {
   if (completion_channel_ == nullptr) return system_failure("completion channel");
   DISTFUSE_TRY(make_nonblocking(cm_channel_->fd));
   DISTFUSE_TRY(make_nonblocking(completion_channel_->fd));
-  epoll_ = epoll_create1(EPOLL_CLOEXEC);
-  wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (epoll_ < 0 || wake_ < 0) return system_failure("event descriptor");
-  for (const int fd : {cm_channel_->fd, completion_channel_->fd, wake_}) {
+  epoll_ = Descriptor(epoll_create1(EPOLL_CLOEXEC));
+  wake_ = Descriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!epoll_ || !wake_) return system_failure("event descriptor");
+  for (const int fd : {cm_channel_->fd, completion_channel_->fd, wake_.get()}) {
     epoll_event event{};
     event.events = EPOLLIN;
     event.data.fd = fd;
-    if (epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event) != 0) return system_failure("epoll");
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return system_failure("epoll");
   }
   return {};
 }
@@ -67,8 +67,6 @@ VerbsWorker::~VerbsWorker() {
     (void)device_->calls.destroy_comp_channel(completion_channel_);
   }
   if (cm_channel_ != nullptr) device_->calls.destroy_event_channel(cm_channel_);
-  if (epoll_ >= 0) ::close(epoll_);
-  if (wake_ >= 0) ::close(wake_);
 }
 
 Result<std::span<std::byte>> VerbsWorker::allocate(std::size_t length) {
@@ -90,24 +88,19 @@ std::optional<std::uint32_t> VerbsWorker::local_key(const void* memory, std::siz
   return std::nullopt;
 }
 
-VerbsConnection* VerbsWorker::find(std::uint64_t number) {
-  const auto found = connections_.find(number);
-  return found == connections_.end() ? nullptr : found->second;
-}
-
 bool VerbsWorker::progress() {
-  bool worked = deliver();
+  bool worked = connections_.deliver(handler_);
   worked |= poll_connections();
   if (worked && ++skipped_polls_ < kPollEvery) return true;
   skipped_polls_ = 0;
   epoll_event ready[3];
-  const int n = epoll_wait(epoll_, ready, 3, 0);
+  const int n = epoll_wait(epoll_.get(), ready, 3, 0);
   for (int i = 0; i < n; ++i) {
     worked = true;
     const int fd = ready[i].data.fd;
-    if (fd == wake_) {
+    if (fd == wake_.get()) {
       std::uint64_t count = 0;
-      (void)!::read(wake_, &count, sizeof(count));
+      (void)!::read(wake_.get(), &count, sizeof(count));
     } else if (fd == cm_channel_->fd) {
       read_cm_events();
     } else {
@@ -116,28 +109,8 @@ bool VerbsWorker::progress() {
     }
   }
   expire();
-  worked |= deliver();
+  worked |= connections_.deliver(handler_);
   return worked;
-}
-
-/// Completions, and after the last of them the end of a connection.
-bool VerbsWorker::deliver() {
-  const std::size_t count = events_.size();  // What handlers add comes next time.
-  for (std::size_t i = 0; i < count; ++i) {
-    const auto event = events_.front();
-    events_.pop_front();
-    auto* connection = find(event.connection);
-    if (connection == nullptr) continue;
-    if (event.kind == Event::Kind::ended) {
-      handler_.on_disconnect(*connection, Error(connection->reason_));
-      continue;
-    }
-    --connection->outstanding_;
-    const Status status =
-        event.kind == Event::Kind::completed ? Status{} : Status{connection->reason_};
-    handler_.on_completion(*connection, event.cookie, status);
-  }
-  return count != 0;
 }
 
 bool VerbsWorker::poll_connections() {
@@ -152,7 +125,7 @@ bool VerbsWorker::poll_connections() {
 }
 
 bool VerbsWorker::poll_connection(std::uint64_t number) {
-  auto* connection = find(number);
+  auto* connection = connections_.find(number);
   using State = VerbsConnection::State;
   // ORDER: not before it is established, so that on_connected comes before the first message.
   if (connection == nullptr || connection->state_ != State::established) return false;
@@ -187,7 +160,7 @@ bool VerbsWorker::poll_connection(std::uint64_t number) {
 
 /// False: the connection is ended or destroyed.
 bool VerbsWorker::absorb(std::uint64_t number, const ibv_wc& completion) {
-  auto* connection = find(number);
+  auto* connection = connections_.find(number);
   if (connection == nullptr || connection->pair_ == nullptr) return false;
   const auto outcome = connection->pair_->absorb(completion);
   using Kind = QueuePair::Outcome::Kind;
@@ -196,11 +169,11 @@ bool VerbsWorker::absorb(std::uint64_t number, const ibv_wc& completion) {
     return false;
   }
   if (outcome.kind == Kind::chain) {
-    events_.push_back({Event::Kind::completed, number, outcome.cookie});
+    connections_.completed(number, outcome.cookie);
   }
   if (outcome.kind != Kind::message) return true;
   handler_.on_message(*connection, outcome.message);
-  connection = find(number);
+  connection = connections_.find(number);
   if (connection == nullptr || connection->pair_ == nullptr) return false;
   if (auto status = connection->pair_->consumed(outcome.slot); !status) {
     fail(*connection, status.error());
@@ -214,14 +187,14 @@ void VerbsWorker::read_completion_channel() {
   void* context = nullptr;
   while (device_->calls.get_cq_event(completion_channel_, &queue, &context) == 0) {
     device_->calls.ack_cq_events(queue, 1);  // Destroying the queue waits for this.
-    if (auto* connection = find(reinterpret_cast<std::uintptr_t>(context))) {
+    if (auto* connection = connections_.find(reinterpret_cast<std::uintptr_t>(context))) {
       connection->armed_ = false;
     }
   }
 }
 
 void VerbsWorker::wait(std::chrono::milliseconds timeout) {
-  if (!events_.empty()) return;
+  if (connections_.has_events()) return;
   for (const auto& [number, connection] : connections_) {
     if (connection->state_ != VerbsConnection::State::established) continue;
     if (connection->armed_ && connection->stash_.empty()) continue;
@@ -233,50 +206,26 @@ void VerbsWorker::wait(std::chrono::milliseconds timeout) {
     connection->stash_.resize(static_cast<std::size_t>(std::max(n, 0)));
     if (n != 0) return;
   }
-  using std::chrono::milliseconds;
-  auto left = timeout;
-  if (const auto deadline = next_deadline()) {
-    const auto until =
-        std::max(milliseconds(0), std::chrono::ceil<milliseconds>(*deadline - Clock::now()));
-    left = left.count() < 0 ? until : std::min(left, until);
-  }
   epoll_event ready{};  // Level-triggered: progress() finds it again.
-  (void)epoll_wait(epoll_, &ready, 1,
-                   static_cast<int>(std::clamp<std::int64_t>(left.count(), -1, 1 << 30)));
+  (void)epoll_wait(epoll_.get(), &ready, 1, wait_ms(timeout, connections_.next_deadline()));
 }
 
 void VerbsWorker::wake() {
   const std::uint64_t one = 1;
-  (void)!::write(wake_, &one, sizeof(one));
+  (void)!::write(wake_.get(), &one, sizeof(one));
 }
 
 void VerbsWorker::expire() {
   if (waiting_ == 0) return;
-  const auto now = Clock::now();
-  using State = VerbsConnection::State;
-  for (const auto& [number, connection] : connections_) {
-    if (connection->state_ == State::established || connection->state_ == State::ended) continue;
-    if (connection->deadline_ > now) continue;
-    fail(*connection, Error{ETIMEDOUT, connection->peer_ + " does not answer"});
-  }
-}
-
-std::optional<Clock::time_point> VerbsWorker::next_deadline() const {
-  std::optional<Clock::time_point> next;
-  if (waiting_ == 0) return next;
-  using State = VerbsConnection::State;
-  for (const auto& [number, connection] : connections_) {
-    if (connection->state_ == State::established || connection->state_ == State::ended) continue;
-    next = next ? std::min(*next, connection->deadline_) : connection->deadline_;
-  }
-  return next;
+  connections_.expire(Clock::now(),
+                      [this](auto& connection, Error reason) { fail(connection, reason); });
 }
 
 /// Ends a connection once: what is posted completes with the reason, then on_disconnect follows, all by deliver().
 void VerbsWorker::fail(VerbsConnection& connection, Error reason) {
   using State = VerbsConnection::State;
   if (connection.state_ == State::ended) return;
-  if (connection.state_ != State::established) --waiting_;
+  if (connection.has_deadline()) --waiting_;
   connection.state_ = State::ended;
   spdlog::info("fabric: connection with {} ended: {}", connection.peer_, reason.message);
   connection.reason_ = std::move(reason);
@@ -284,10 +233,10 @@ void VerbsWorker::fail(VerbsConnection& connection, Error reason) {
     // ORDER: first the queue pair is dead, then the chains are given back with the memory that they name.
     connection.pair_->stop();
     for (const auto cookie : connection.pair_->posted()) {
-      events_.push_back({Event::Kind::failed, connection.number_, cookie});
+      connections_.failed(connection.number_, cookie);
     }
   }
-  events_.push_back({Event::Kind::ended, connection.number_, 0});
+  connections_.ended(connection.number_);
   release(connection);
 }
 

@@ -8,9 +8,10 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
+#include "common/descriptor.h"
+#include "rdma/fabric/connection_set.h"
 #include "rdma/fabric/fabric.h"
 #include "rdma/fabric/verbs_device.h"
 #include "rdma/fabric/verbs_handshake.h"
@@ -45,10 +46,14 @@ class VerbsConnection : public Connection {
 
  private:
   friend class VerbsWorker;
+  friend class ConnectionSet<VerbsConnection>;
   VerbsConnection(VerbsWorker& worker, std::uint64_t number) : worker_(worker), number_(number) {}
 
   /// resolving: address, then route; connecting: REQ sent; accepted: REP sent.
   enum class State { resolving, connecting, accepted, established, ended };
+  [[nodiscard]] bool has_deadline() const {
+    return state_ != State::established && state_ != State::ended;
+  }
 
   VerbsWorker& worker_;
   std::uint64_t number_;
@@ -90,11 +95,6 @@ class VerbsWorker : public Worker {
   friend class VerbsConnection;
   friend class VerbsRequest;
 
-  struct Event {
-    enum class Kind { completed, failed, ended } kind;
-    std::uint64_t connection;
-    std::uint64_t cookie;
-  };
   /// A connection manager's event, copied so that it could be acknowledged at once.
   struct CmEvent {
     rdma_cm_event_type type;
@@ -107,13 +107,11 @@ class VerbsWorker : public Worker {
   VerbsWorker(std::shared_ptr<Device> device, Handler& handler)
       : device_(std::move(device)), handler_(handler) {}
   Status open();
-  VerbsConnection* find(std::uint64_t number);
   [[nodiscard]] std::optional<std::uint32_t> local_key(const void* memory,
                                                        std::size_t length) const;
   [[nodiscard]] rdma_conn_param connect_param(std::span<const std::byte> data) const;
   Status join_loopback(QueuePair& from, QueuePair& to) const;
 
-  bool deliver();
   bool poll_connections();
   bool poll_connection(std::uint64_t number);
   bool absorb(std::uint64_t number, const ibv_wc& completion);
@@ -128,7 +126,6 @@ class VerbsWorker : public Worker {
   void on_established(VerbsConnection& connection, const CmEvent& event);
   void dismiss(std::uint64_t number, std::string_view reason);
   void expire();
-  [[nodiscard]] std::optional<Clock::time_point> next_deadline() const;
   void fail(VerbsConnection& connection, Error reason);
   void release(VerbsConnection& connection);
   void destroy_id(rdma_cm_id* id) { (void)device_->calls.destroy_id(id); }
@@ -137,14 +134,13 @@ class VerbsWorker : public Worker {
   Handler& handler_;
   rdma_event_channel* cm_channel_ = nullptr;
   ibv_comp_channel* completion_channel_ = nullptr;
-  int epoll_ = -1;
-  int wake_ = -1;
+  Descriptor epoll_;
+  Descriptor wake_;
   rdma_cm_id* listener_ = nullptr;
   std::uint64_t next_number_ = 1;
   unsigned skipped_polls_ = 0;
-  std::size_t waiting_ = 0;   // Connections with a deadline.
-  std::deque<Event> events_;  // ≤ (kMaxOutstanding + 1) per connection.
-  std::unordered_map<std::uint64_t, VerbsConnection*> connections_;
+  std::size_t waiting_ = 0;  // Connections with a deadline.
+  ConnectionSet<VerbsConnection> connections_;
   std::map<std::uint64_t, rdma_cm_id*> callers_;  // Asked the handler and not answered.
   std::vector<std::unique_ptr<Registered>> buffers_;
   std::shared_ptr<VerbsWorker*> self_;  // For requests that outlive us.

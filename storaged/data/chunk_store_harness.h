@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "common/testing/temporary_directory.h"
 #include "storaged/data/chunk_layout.h"
 #include "storaged/data/file_chunk_store.h"
 
@@ -20,26 +21,6 @@ namespace distfuse::storaged::testing {
 
 inline constexpr std::uint32_t kChunk = 64U << 10;
 inline const std::string kCluster = "0123456789abcdef0123456789abcdef";
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string pattern =
-        (std::filesystem::temp_directory_path() / "distfuse-chunks.XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) std::abort();
-    path_ = pattern;
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  [[nodiscard]] const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 inline std::uint64_t seed() {
   const char* text = std::getenv("DISTFUSE_SEED");

@@ -11,6 +11,8 @@
 #include <charconv>
 #include <cstring>
 
+#include "common/descriptor.h"
+
 #include "storaged/data/file_chunk_store_impl.h"
 
 namespace distfuse::storaged {
@@ -20,21 +22,6 @@ constexpr std::uint32_t kFormatVersion = 1;
 constexpr const char* kUsageFile = "USAGE";
 constexpr const char* kNewUsageFile = "USAGE.new";
 constexpr unsigned kScanAttempts = 8;  // a directory that is always busy is taken as found
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  [[nodiscard]] int get() const { return fd_; }
-  int release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
 
 Error store_error(const std::string& directory, const char* what) {
   const int code = errno;

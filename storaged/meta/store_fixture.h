@@ -11,30 +11,12 @@
 #include <string>
 #include <utility>
 
+#include "common/testing/temporary_directory.h"
 #include "storaged/meta/rocksdb_metadata_store.h"
 
 namespace distfuse::storaged {
 
 inline const std::string kTestCluster = "0123456789abcdef0123456789abcdef";
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string name = std::filesystem::temp_directory_path() / "distfuse_meta_XXXXXX";
-    if (mkdtemp(name.data()) == nullptr) std::abort();
-    path_ = name;
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  [[nodiscard]] const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 /// A clock that moves by one with each look, so that every time in a test is told apart.
 struct TestClock {
