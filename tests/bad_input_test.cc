@@ -128,11 +128,12 @@ TEST_F(BadInput, UnwritableRoot) {
 
 TEST_F(BadInput, NoFuseDevice) {
   // Made private by hand: in a chroot, whose root is no mount point, unshare cannot.
+  const std::string without =
+      "mount --make-rprivate /dev && mount -t tmpfs none /dev && "
+      "mknod -m 666 /dev/null c 1 3 && exec \"$0\" \"$@\"";
   expect_refusal(
-      {"unshare", "-m", "--propagation", "unchanged", "sh", "-c",
-       "mount --make-rprivate /dev && mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && "
-       "exec \"$0\" \"$@\"",
-       program("distfuse"), "up", "--root", folder_.path() + "/r", "--mount", fresh_folder("m")},
+      {"unshare", "-m", "--propagation", "unchanged", "sh", "-c", without, program("distfuse"),
+       "up", "--root", folder_.path() + "/r", "--mount", fresh_folder("m")},
       1, "/dev/fuse cannot be opened");
 }
 
