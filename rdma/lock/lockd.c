@@ -201,7 +201,7 @@ void df_waiter_post(struct df_lockd *lockd, struct df_waiter *waiter, df_u32 sta
 int df_lockd_session_joined(struct df_lockd *lockd, df_u32 node)
 {
 	struct df_object *object;
-	struct df_session *session;
+	struct df_lockd_session *session;
 
 	if (node < DF_NODE_MIN || node > lockd->config.sessions || lockd->count.died >= DIED_MAX ||
 	    lockd->session[node].live)
@@ -221,7 +221,7 @@ int df_lockd_session_joined(struct df_lockd *lockd, df_u32 node)
 	return 0;
 }
 
-static void unlink_session(struct df_lockd *lockd, struct df_session *session)
+static void unlink_session(struct df_lockd *lockd, struct df_lockd_session *session)
 {
 	if (session->prev)
 		session->prev->next = session->next;

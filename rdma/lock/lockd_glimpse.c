@@ -48,7 +48,7 @@ void df_glimpse(struct df_lockd *lockd, df_u32 node, const struct df_msg_head *h
 
 static void ask_holder(struct df_lockd *lockd, struct df_waiter *glimpse, df_u32 owner)
 {
-	struct df_session *session = &lockd->session[owner];
+	struct df_lockd_session *session = &lockd->session[owner];
 	union df_msg message;
 
 	glimpse->asked = df_lockd_next_seq(lockd);
@@ -93,7 +93,7 @@ void df_glimpse_done(struct df_lockd *lockd, df_u32 node, const struct df_msg_gl
 	}
 }
 
-static void forget_asker(struct df_lockd *lockd, struct df_session *holder, df_u32 node)
+static void forget_asker(struct df_lockd *lockd, struct df_lockd_session *holder, df_u32 node)
 {
 	struct df_waiter **link = &holder->glimpses, *glimpse;
 
@@ -109,7 +109,7 @@ static void forget_asker(struct df_lockd *lockd, struct df_session *holder, df_u
 
 void df_glimpse_session_gone(struct df_lockd *lockd, df_u32 node)
 {
-	struct df_session *session;
+	struct df_lockd_session *session;
 	struct df_waiter *glimpse;
 
 	for (session = lockd->live; session; session = session->next)

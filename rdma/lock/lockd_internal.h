@@ -72,9 +72,9 @@ struct df_object {
 	df_u8 refreeze; /* a session went while States were being added up */
 };
 
-struct df_session {
-	struct df_session *next; /* of the live ones */
-	struct df_session *prev;
+struct df_lockd_session {
+	struct df_lockd_session *next; /* of the live ones */
+	struct df_lockd_session *prev;
 	struct df_waiter *glimpses; /* that await this session's Glimpsed */
 	df_u32 node;
 	df_u32 requests;
@@ -99,12 +99,12 @@ struct df_lockd {
 	df_u32 hash_mask;
 	df_u32 overflow_mask;
 	df_u32 overflow_used;
-	struct df_session *live;
+	struct df_lockd_session *live;
 	struct df_object *objects; /* in use */
 	struct df_object *free_objects;
 	struct df_waiter *free_waiters;
 	struct df_waiter *finds;
-	struct df_session *session; /* by node id */
+	struct df_lockd_session *session; /* by node id */
 	struct df_object *object;
 	struct df_waiter *waiter;
 	struct df_object **hash;

@@ -353,7 +353,7 @@ static int in_the_way(const struct df_object *object, df_u32 node)
 static void revoke_stage(struct df_lockd *lockd, struct df_object *object)
 {
 	const struct df_waiter *head = object->head;
-	const struct df_session *session;
+	const struct df_lockd_session *session;
 
 	object->stage++;
 	object->revoke_seq = df_lockd_next_seq(lockd);

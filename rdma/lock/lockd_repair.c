@@ -34,7 +34,7 @@ void df_repair_clear_owner(struct df_lockd *lockd, struct df_object *object)
 
 static void send_all(struct df_lockd *lockd, struct df_object *object, df_u32 type)
 {
-	const struct df_session *session;
+	const struct df_lockd_session *session;
 	union df_msg message;
 
 	df_msg_init(&message, type, object->slot, object->image.key, object->freeze_seq);
@@ -81,7 +81,7 @@ static void post_repair(struct df_lockd *lockd, struct df_object *object)
 
 void df_repair_freeze(struct df_lockd *lockd, struct df_object *object)
 {
-	const struct df_session *session;
+	const struct df_lockd_session *session;
 
 	lockd->count.freezes++;
 	object->state = DF_OBJECT_FREEZING;

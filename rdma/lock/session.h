@@ -15,26 +15,28 @@
  *             are trusted until (time of the POST) + 70 % of the lease. Without a completion by then: SUSPECT. A lock is used
  *             only while trusted; what is dirty stays; requests wait.
  *   lockd     looks at the lease words every lease/8 at most. A word that changed: deadline = now + lease. Deadline passed: the session is
- *             lost.
+ *             lost. The words count once more after the connections are destroyed (Loss, 1): a renewal that landed between the last look and
+ *             the destruction has completed at the client, which trusts again by it; so the deadline moves once more, and no further.
  *
  * Loss of a session (the lease ran out; a rule was broken; its connection ended)
  *   1. its connections are destroyed: no one-sided operation of it lands any more;
  *   2. every storaged refuses it, and has said so (Fence, carried to each until it has answered);
  *   3. unless the peer itself ended the connection (orderly close or death seen by its kernel), its deadline has passed: until then
  *      its caches may be trusted by a client that does not know yet;
- *   4. its locks and file locks are anybody's; its end is noted on disk.
+ *   4. its end is noted on disk, and then its locks and file locks are anybody's. (A session is on disk before its Welcome leaves.)
  *   A client that ends its control connection by its own will stops trusting first. What a lost session left dirty is an
  *   error, once, at fsync or close of each file concerned. The client opens a new session: new id, empty caches.
  *
  * lockd's restart: a new incarnation (on disk, raised by each start), an empty table, a list of sessions from disk, grace
- *   grace     lasts until every listed session said Reclaimed or Bye, and one lease + 20 % at most. Not listed: Hello is refused (GRACE, come
- *             again). A listed session's Hello names it and is accepted with Welcome.grace_ms != 0: same session id, same node id,
+ *   grace     lasts until every listed session said Reclaimed or Bye, and one lease + 20 % at most (of the longest lease that a listed session
+ *             was told). A Hello for a new session is refused (GRACE, come again), one that names a session which is not listed, or which
+ *             came already in this incarnation, with SESSION. A listed session's Hello names it and is accepted with Welcome.grace_ms != 0: same session id, same node id,
  *             new incarnation.
  *   re-assert the client takes each lock that it holds in the new table by the ordinary chains, never asking (df_lock_reassert), and
  *             sends its file locks again (DF_FILE_RECLAIM); then Reclaimed. A lock that cannot be had again (only a liar's can
  *             conflict) is lost as if its session were: errors once for what is dirty below it.
  *             In grace lockd answers Find, and Ask with BUSY; it revokes and glimpses nothing.
- *   resume    grace is over: lockd fences those that did not come, and only after the last of these fences sends Resume to
+ *   resume    grace is over: lockd fences those that did not say Reclaimed, and only after the last of these fences sends Resume to
  *             everyone, and accepts new sessions. From Resume on clients take new locks.
  *   Trust goes on through all this while the lease counts: the new lockd gives nothing to anybody before each session has
  *   re-asserted, or is fenced and a whole lease has passed since lockd began. The first renewal in the new table counts
@@ -57,7 +59,14 @@
  *   CONNECTING   the control connection ended. Cached use goes on while trusted; then SUSPECT is given out here too. CONNECT is given
  *                out now and after each failure, after 50 ms doubling to 1 s.
  *   RECLAIMING   connected to a new incarnation in grace: re-asserting, then waiting for Resume. REASSERT was given out.
- *   LOST         the end. The shell makes a new session with a new machine.
+ *   LOST         the end; never trusted. The shell makes a new session with a new machine.
+ *
+ * The shell's duties
+ *   - Nothing of a connection that ended is reported afterwards: no completion of a renewal or chain, no message, no second end. The machine
+ *     cannot tell them from the new connection's.
+ *   - After a Welcome in grace the lanes are there before `reassert` and `renew` are performed.
+ *   - A lock object that is made between `detach` and `resume` is detached too (df_lock_init, then df_lock_detach).
+ *   - A Welcome that comes when the machine is LOST already (it gave up meanwhile) is ignored here; the shell closes that connection.
  *
  * Serialised by: the caller; one at a time. Each call fills a struct df_session_out, performed by the shell in the order of its fields.
  *
@@ -85,7 +94,7 @@ enum df_session_loss {
 	DF_LOSS_NONE = 0,
 	DF_LOSS_REFUSED,  /* lockd does not know the session any more: fenced */
 	DF_LOSS_GIVEN_UP, /* no lockd for give_up_ms */
-	DF_LOSS_GEOMETRY, /* the new table's welcome makes no sense for this session */
+	DF_LOSS_GEOMETRY, /* the new lockd's Welcome, or a Resume before Reclaimed, makes no sense for this session */
 };
 
 struct df_session_out {
@@ -121,7 +130,8 @@ struct df_session {
 	df_u8 renewing;
 	df_u8 suspected; /* SUSPECT was given out and TRUST was not */
 	df_u8 loss;
-	df_u8 reserved[4];
+	df_u8 reasserted; /* RECLAIMING: Reclaimed was given out */
+	df_u8 reserved[3];
 };
 
 /*
