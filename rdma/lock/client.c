@@ -7,7 +7,7 @@ df_u64 df_own_unit(const struct df_lock *lock, df_u32 mode)
 	return df_unit(mode, lock->table->node);
 }
 
-static void out_begin(struct df_out *out)
+void df_out_begin(struct df_out *out)
 {
 	out->wake = 0;
 	out->shed = 0;
@@ -62,7 +62,6 @@ static int being_revoked(const struct df_lock *lock)
 /* version, size, times and flags lie side by side: one WRITE. */
 static void chain_value(struct df_lock *lock, struct df_chain *chain)
 {
-	lock->value.flags |= DF_VALUE_PUBLISHED;
 	memcpy(chain->bytes + 8, &lock->version, 8);
 	memcpy(chain->bytes + 16, &lock->value, sizeof(lock->value));
 	df_chain_write(chain, df_word_offset(lock) + offsetof(struct df_slot, version), 8,
@@ -76,20 +75,26 @@ static void post_release(struct df_lock *lock, struct df_out *out)
 
 	if (lock->kept != DF_NL && lock->kept != lock->held)
 		df_chain_hint(lock, chain);
-	if (lock->changed) {
+	if (lock->changed || lock->distrust) {
 		lock->version = df_version_next(lock->version);
+		if (lock->changed)
+			lock->value.flags |= DF_VALUE_PUBLISHED;
+		else
+			memset(&lock->value, 0, sizeof(lock->value));
 		chain_value(lock, chain);
 	}
 	df_chain_faa(chain, df_word_offset(lock),
 		     df_own_unit(lock, lock->kept) - df_own_unit(lock, lock->held));
 	lock->shed_due = 0;
 	lock->changed = 0;
+	lock->distrust = lock->kept == DF_IX;
 }
 
 static void release_done(struct df_lock *lock, df_u64 old, struct df_out *out)
 {
 	lock->held = lock->kept;
 	lock->gate = DF_GATE_OPEN;
+	lock->forfeited = 0;
 	out->wake |= DF_WAKE_RELEASED;
 	if (df_word_contended(old) || lock->revoke_seq)
 		df_send_released(lock, lock->revoke_seq, out);
@@ -100,7 +105,7 @@ static void release_done(struct df_lock *lock, df_u64 old, struct df_out *out)
 	df_advance(lock, out);
 }
 
-static void begin_shed(struct df_lock *lock, df_u64 seq, df_u32 keep, struct df_out *out)
+void df_begin_shed(struct df_lock *lock, df_u64 seq, df_u32 keep, struct df_out *out)
 {
 	lock->gate = DF_GATE_REVOKING;
 	lock->revoke_seq = seq;
@@ -118,7 +123,7 @@ static void serve_revoke(struct df_lock *lock, struct df_out *out)
 	if (keep == lock->held)
 		df_send_released(lock, seq, out);
 	else
-		begin_shed(lock, seq, keep, out);
+		df_begin_shed(lock, seq, keep, out);
 }
 
 static void serve_glimpse(struct df_lock *lock, struct df_out *out)
@@ -134,6 +139,7 @@ static void serve_glimpse(struct df_lock *lock, struct df_out *out)
 		return;
 	}
 	lock->value = lock->publish;
+	lock->value.flags |= DF_VALUE_PUBLISHED;
 	chain_value(lock, df_begin_chain(lock, DF_CHAIN_PUBLISH, out));
 }
 
@@ -148,15 +154,27 @@ static void publish_done(struct df_lock *lock, struct df_out *out)
 	df_advance(lock, out);
 }
 
+static void release(struct df_lock *lock, struct df_out *out)
+{
+	if (lock->held != DF_NL && lock->held != lock->kept) {
+		post_release(lock, out);
+		return;
+	}
+	/* The table that it was held in is gone, or it could not be had again: nothing is in the word to give up. */
+	lock->shed_due = 0;
+	lock->changed = 0;
+	release_done(lock, 0, out);
+}
+
 /* What may go on now that no chain is in flight, most urgent first. At most one chain comes of it. */
 void df_advance(struct df_lock *lock, struct df_out *out)
 {
-	if (lock->chain != DF_CHAIN_NONE)
+	if (lock->chain != DF_CHAIN_NONE || lock->detached)
 		return;
 	if (lock->publish_due)
 		serve_glimpse(lock, out);
 	if (lock->chain == DF_CHAIN_NONE && lock->shed_due)
-		post_release(lock, out);
+		release(lock, out);
 	if (lock->chain != DF_CHAIN_NONE)
 		return;
 	if (lock->next_seq && lock->gate == DF_GATE_OPEN)
@@ -203,6 +221,9 @@ int df_lock_pin_granted(struct df_lock *lock, df_u32 mode)
 
 int df_lock_pin_guest(struct df_lock *lock, df_u32 mode)
 {
+	/* It must fail: the sweep waits for it, and what would admit it waits for the sweep. */
+	if (lock->forfeited && lock->gate == DF_GATE_REVOKING)
+		return DF_PIN_LOST;
 	return pin_if(lock, mode, lock->gate != DF_GATE_CLOSED);
 }
 
@@ -214,13 +235,13 @@ void df_lock_unpin(struct df_lock *lock)
 
 int df_lock_want(struct df_lock *lock, df_u32 mode, int try_only, struct df_out *out)
 {
-	out_begin(out);
+	df_out_begin(out);
 	if (lock->lost)
 		return DF_WANT_LOST;
 	if (df_covers(lock->held, mode) && !being_revoked(lock))
 		return DF_WANT_HELD;
 	if (try_only) {
-		if (lock->chain || lock->target || being_revoked(lock))
+		if (lock->chain || lock->target || lock->detached || being_revoked(lock))
 			return DF_WANT_BUSY;
 		lock->try_only = 1;
 		df_begin_acquire(lock, mode, out);
@@ -233,7 +254,7 @@ int df_lock_want(struct df_lock *lock, df_u32 mode, int try_only, struct df_out 
 
 void df_lock_cancel(struct df_lock *lock, struct df_out *out)
 {
-	out_begin(out);
+	df_out_begin(out);
 	lock->want = DF_NL;
 	if (lock->asked && !lock->cancelling) {
 		lock->cancelling = 1;
@@ -245,7 +266,7 @@ void df_lock_chain_done(struct df_lock *lock, df_u64 old, const void *image, str
 {
 	df_u32 chain = lock->chain;
 
-	out_begin(out);
+	df_out_begin(out);
 	lock->chain = DF_CHAIN_NONE;
 	switch (chain) {
 	case DF_CHAIN_FIND:
@@ -282,9 +303,11 @@ int df_lock_close_gate(struct df_lock *lock)
 int df_lock_shed_done(struct df_lock *lock, df_u32 kept, const struct df_value *changed,
 		      struct df_out *out)
 {
-	out_begin(out);
+	df_out_begin(out);
 	if (lock->lost)
 		return 0;
+	if (lock->forfeited)
+		kept = DF_NL;
 	if (lock->gate != DF_GATE_CLOSED || lock->shed_due || !df_covers(lock->keep, kept))
 		return -1;
 	lock->kept = (df_u8)kept;
@@ -301,14 +324,14 @@ int df_lock_shed_done(struct df_lock *lock, df_u32 kept, const struct df_value *
 
 int df_lock_drop(struct df_lock *lock, struct df_out *out)
 {
-	out_begin(out);
+	df_out_begin(out);
 	if (lock->gate != DF_GATE_OPEN)
 		return 0;
-	if (lock->chain || lock->target || lock->next_seq)
+	if (lock->chain || lock->target || lock->next_seq || lock->asserting)
 		return -1;
 	if (lock->lost || lock->held == DF_NL)
 		return 1;
-	begin_shed(lock, 0, DF_NL, out);
+	df_begin_shed(lock, 0, DF_NL, out);
 	return 0;
 }
 
@@ -318,7 +341,7 @@ void df_lock_session_lost(struct df_lock *lock, struct df_out *out)
 	df_u64 key = lock->key;
 	df_u32 pins = lock->pins;
 
-	out_begin(out);
+	df_out_begin(out);
 	df_lock_init(lock, table, key);
 	lock->pins = pins;
 	lock->lost = 1;
@@ -329,7 +352,7 @@ int df_lock_quiet(const struct df_lock *lock)
 {
 	return lock->held == DF_NL && lock->chain == DF_CHAIN_NONE && lock->target == DF_NL &&
 	       lock->want == DF_NL && lock->gate == DF_GATE_OPEN && !lock->next_seq &&
-	       !lock->glimpse_seq && !lock->pins;
+	       !lock->glimpse_seq && !lock->pins && !lock->asserting && !lock->void_try;
 }
 
 /* --- messages ----------------------------------------------------------------------------- */
@@ -376,6 +399,10 @@ static int got_found(struct df_lock *lock, const struct df_msg_found *found, str
 		df_slot_found(lock, found->head.slot, out);
 		return 0;
 	}
+	if (lock->asserting) { /* df_lock_reassert again */
+		out->wake |= DF_WAKE_BUSY;
+		return 0;
+	}
 	lock->want = DF_NL;
 	df_end_acquire(lock, DF_WAKE_BUSY, out);
 	return 0;
@@ -412,7 +439,7 @@ static void got_glimpse(struct df_lock *lock, const struct df_msg_head *head,
 int df_lock_message(struct df_lock *lock, const union df_msg *message,
 		    const struct df_value *publish, struct df_out *out)
 {
-	out_begin(out);
+	df_out_begin(out);
 	if (lock->lost)
 		return 0;
 	switch (message->head.type) {

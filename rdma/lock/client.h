@@ -22,6 +22,7 @@
  *   RELEASED     a shed is complete; waiters of df_lock_drop return. Waiting wants go on by themselves.
  *   BUSY         lockd or the table has no room: waiters call df_lock_want again after a pause (1 ms, doubling to 100).
  *   LOST         the session is gone: all waiters fail.
+ *   REASSERTED, FORFEITED   see df_lock_reassert; waiters go on waiting.
  * A thread that gives up waiting leaves the shell's queue; when that is empty, df_lock_cancel. A grant that comes
  * nevertheless is kept as a cached lock.
  *
@@ -41,7 +42,8 @@
  * Freeze may come again for a frozen slot, with another seq: answer again; one Thaw ends it, answered or not.
  * Several slots can be frozen at once. A session that ends forgets its gates.
  *
- * Recovery: df_lock_session_lost; nothing else survives a session. Chains that fail belong to a session that is lost.
+ * Recovery: a session that ended: df_lock_session_lost; nothing survives it. lockd's restart: df_lock_detach and what follows it.
+ * Chains that fail belong to a session that is lost or detached.
  *
  * Limits: one request id space of 32 bits a lock; re-finds after 8 stale takes in a row go through lockd.
  *
@@ -115,6 +117,7 @@ struct df_lock {
 	df_u8 empty;		  /* slots of the bucket that were empty, not yet tried: bit i */
 	df_u8 claim;		  /* the one that a CLAIM tries */
 	df_u8 stale;		  /* takes in a row that met another key */
+	df_u8 conflicts;	  /* asserting: takes in a row that met a conflict */
 	unsigned try_only : 1;	  /* the acquire in progress must not ask */
 	unsigned asked : 1;	  /* an Ask is unanswered */
 	unsigned finding : 1;	  /* a Find is unanswered */
@@ -126,6 +129,15 @@ struct df_lock {
 	unsigned shed_due : 1;	    /* df_lock_shed_done came while a PUBLISH was in flight */
 	unsigned changed : 1;	    /* its value block is in `value` */
 	unsigned lost : 1;
+	unsigned
+		distrust : 1; /* IX was held since the last release: take the value block back with the next */
+	unsigned detached : 1;
+	unsigned
+		asserting : 1; /* detached: the chain or Find is of df_lock_reassert, or it was BUSY */
+	unsigned asserted : 1;	  /* detached: `held` is in the new table */
+	unsigned over_waiter : 1; /* asserting X: the CAS expects the contended bit */
+	unsigned void_try : 1;	  /* detach ended a try: WOULD_BLOCK is due */
+	unsigned forfeited : 1;	  /* until what was below it is forgotten */
 };
 
 void df_lock_init(struct df_lock *lock, const struct df_table *table, df_u64 key);
@@ -187,18 +199,34 @@ int df_lock_drop(struct df_lock *lock, struct df_out *out);
 void df_lock_session_lost(struct df_lock *lock, struct df_out *out);
 
 /*
- * lockd's restart (session.h). Detach: the connection ended; chains in flight and requests will not be answered. What the lock
- * certainly has (an attempt in flight: not; a release in flight: given up) it goes on holding; pins, wants and a shed that was
- * begun stay; df_lock_shed_done and everything else that would post or send waits. `table` may change now.
+ * lockd's restart (session.h): detach, then reassert until it is had, then resume; a second restart begins with detach again. A
+ * lock that is made in between is detached at once.
+ *
+ * Detach: the connection ended; nothing that is in flight will be answered or reported. What the lock certainly has it goes on
+ * holding: an attempt in flight is not held; an upgrade in flight leaves what was held before; a release in flight is given up (to
+ * what it keeps). Revokes and glimpses of the old lockd are void: nobody waits for an answer; slot, Ask and Find are forgotten. What
+ * was PUBLISHed counts as not published: the new table's block is empty, so the shell hands the value over with the next glimpse.
+ * `table` may change now.
+ *   pin       as ever: OK while held and not being shed.
+ *   want      waits for resume (STARTED); with try_only: BUSY. A try that was in flight gets WOULD_BLOCK with resume.
+ *   cancel    forgets the wants; sends nothing.
+ *   shed      goes on; df_lock_shed_done is accepted at any time, the release waits for resume. If nothing else is left to hold, the
+ *             lock is not re-asserted, and RELEASED comes with resume.
+ *   drop      begins a shed as ever (-1 while a re-assertion is in flight).
  */
 void df_lock_detach(struct df_lock *lock);
 /*
- * Take what is held in the new table by chains of our own; never asks, does not care for the contended bit. WAKE_REASSERTED follows; or
- * WAKE_FORFEITED: a conflict, the lock is not held any more and what is dirty below it cannot be written. 1: begun; 0: nothing
- * to take (no output).
+ * Takes what is held in the new table by chains of our own; never asks (but may send Find), does not care for the contended bit. 1: begun, a
+ * WAKE will follow; 0: nothing to take (no output). WAKE:
+ *   REASSERTED  it is in the new table.
+ *   BUSY        call df_lock_reassert again after a pause (1 ms, doubling to 100): lockd had no room for the Find, or something stood in
+ *               the word that may be the passing attempt of somebody who looks for another key.
+ *   FORFEITED   it stood there 16 times. The lock is not held any more; what is dirty below it must not be written. If no shed is under way
+ *               SHED(NL) comes with it: forget everything below, without writing, and df_lock_shed_done as ever (it takes any `kept` as NL).
+ *               Until the gate closes df_lock_pin_guest answers LOST: such page I/O fails.
  */
 int df_lock_reassert(struct df_lock *lock, struct df_out *out);
-/* Grace is over: wants, a shed that is done, cancels go on. */
+/* Grace is over, and every lock was re-asserted or forfeited: wants, a shed that is done, Revokes that came already go on. */
 void df_lock_resume(struct df_lock *lock, struct df_out *out);
 
 /* Nothing is held, in flight, waited for or pinned: the object may go, or be given to another session. */

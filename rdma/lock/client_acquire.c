@@ -6,7 +6,7 @@
 
 static int somebody_waits(const struct df_lock *lock)
 {
-	return lock->want != DF_NL || lock->try_only;
+	return lock->want != DF_NL || lock->try_only || lock->asserting;
 }
 
 /* --- taking ------------------------------------------------------------------------------- */
@@ -32,7 +32,7 @@ static void post_take(struct df_lock *lock, struct df_out *out)
 	df_chain_read(chain, df_word_offset(lock), DF_SLOT_SIZE);
 }
 
-static void post_find(struct df_lock *lock, struct df_out *out)
+void df_post_find(struct df_lock *lock, struct df_out *out)
 {
 	df_u32 bucket = df_hash_bucket(lock->key, lock->table->buckets);
 	struct df_chain *chain = df_begin_chain(lock, DF_CHAIN_FIND, out);
@@ -44,7 +44,7 @@ void df_begin_acquire(struct df_lock *lock, df_u32 mode, struct df_out *out)
 {
 	lock->target = (df_u8)df_join(lock->held, mode);
 	if (lock->slot == DF_NO_SLOT)
-		post_find(lock, out);
+		df_post_find(lock, out);
 	else
 		post_take(lock, out);
 }
@@ -60,9 +60,16 @@ void df_end_acquire(struct df_lock *lock, df_u32 wake, struct df_out *out)
 void df_granted(struct df_lock *lock, df_u64 version, const struct df_value *value,
 		struct df_out *out)
 {
+	/*
+	 * Who holds IX changes at the servers what the block speaks of: beside or under intention modes it says nothing, and
+	 * the next release from IX, or from what IX was raised to, takes it back.
+	 */
+	lock->distrust |= lock->target == DF_IX;
 	lock->held = lock->target;
 	lock->version = version;
 	lock->value = *value;
+	if (lock->distrust || lock->held == DF_IS)
+		lock->value.flags &= ~DF_VALUE_PUBLISHED;
 	lock->stale = 0;
 	if (df_covers(lock->held, lock->want))
 		lock->want = DF_NL;
@@ -105,7 +112,7 @@ void df_find_again(struct df_lock *lock, struct df_out *out)
 	else if (++lock->stale > STALE_TAKES)
 		send_find(lock, out);
 	else
-		post_find(lock, out);
+		df_post_find(lock, out);
 }
 
 /* The attempt met a conflict or a queue; nothing but `held` is in the word. */
@@ -113,6 +120,10 @@ static void take_failed(struct df_lock *lock, struct df_out *out)
 {
 	if (lock->refind) {
 		df_find_again(lock, out);
+		return;
+	}
+	if (lock->asserting) {
+		df_assert_failed(lock, out);
 		return;
 	}
 	if (lock->try_only ||
@@ -131,6 +142,10 @@ void df_take_done(struct df_lock *lock, df_u64 old, const struct df_slot *slot, 
 	df_u64 others = old - df_own_unit(lock, lock->held);
 	int in_word = lock->target != DF_X || others == 0;
 
+	if (lock->asserting) {
+		df_assert_taken(lock, old, slot, out);
+		return;
+	}
 	lock->woken = (unsigned)df_word_contended(old) & 1u;
 	/* What is held cannot be re-keyed: with a held mode this is a conflict, and lockd will say what is wrong. */
 	if (lock->held == DF_NL && (slot->key != lock->key || df_word_owner(old) == DF_NODE_LOCKD))
@@ -158,7 +173,9 @@ void df_undo_done(struct df_lock *lock, df_u64 old, struct df_out *out)
 void df_slot_found(struct df_lock *lock, df_u32 slot, struct df_out *out)
 {
 	lock->slot = slot;
-	if (somebody_waits(lock))
+	if (lock->asserting)
+		df_assert_take(lock, out);
+	else if (somebody_waits(lock))
 		post_take(lock, out);
 	else
 		df_end_acquire(lock, 0, out);

@@ -72,7 +72,9 @@ static void post_repair(struct df_lockd *lockd, struct df_object *object)
 	object->desired = object->sum | DF_CONTENDED;
 	df_chain_init(&chain, DF_OBJECT_REPAIRING, object->slot);
 	df_chain_hints(&chain, object);
-	if (owner && owner != df_word_owner(object->sum))
+	/* A dead holder of IX may have changed at the servers what the block speaks of. Beside X there was none. */
+	if (owner != df_word_owner(object->sum) ||
+	    (!owner && df_word_ix(object->image.word) > df_word_ix(object->sum)))
 		chain_distrust(&chain, object);
 	df_chain_cas(&chain, df_slot_offset(object->slot), object->expected, object->desired);
 	df_chain_read(&chain, df_slot_offset(object->slot), DF_SLOT_SIZE);

@@ -12,7 +12,9 @@
  * Limits: counts have 16 bits. A session has at most one unit in at most one field of a word, transient attempts
  * included, for it has one lock object a key; with node ids 1..32766 that is at most 32766 live units a field. What dead
  * sessions leave stays until somebody needs the slot, so lockd refuses new sessions when 32768 sessions of one
- * incarnation ended without Bye: 32766 + 32768 < 65536, no field ever carries into the next.
+ * incarnation ended without Bye: 32766 + 32768 < 65536, no field ever carries into the next. The owner field is set by CAS alone, never
+ * by FAA. Eras have 32 bits: after 2^32 re-keys of one incarnation (five days at 10,000 a second) an era comes again, and a page kept
+ * since exactly that life would be believed; likewise the count after 2^32 changes within one life.
  *
  * Known weakness: a client with the region's key can scribble over any slot. The fabric gives no finer right.
  */
@@ -43,8 +45,11 @@ struct df_value {
 	df_u64 ctime_ns;
 	df_u64 flags;
 };
-#define DF_VALUE_PUBLISHED                                                                         \
-	1ull /* the block was written in this life of the slot, and no holder died since */
+/*
+ * The block was written in this life of the slot, no holder of X or IX died since, and nobody held IX since. While IX is in the word it
+ * counts for nothing: df_slot_value_counts.
+ */
+#define DF_VALUE_PUBLISHED 1ull
 
 struct df_slot {
 	df_u64 word;
@@ -148,6 +153,8 @@ static inline df_u32 df_keep(df_u32 held, df_u32 wanted)
 		return held;
 	if (held == DF_X && (wanted == DF_S || wanted == DF_IS))
 		return DF_S;
+	if (held == DF_X && wanted == DF_IX)
+		return DF_IX;
 	return DF_NL;
 }
 
@@ -159,6 +166,12 @@ static inline int df_word_admits(df_u64 word, df_u32 mode)
 	return (df_compatible(mode, DF_IS) || !df_word_is(word)) &&
 	       (df_compatible(mode, DF_IX) || !df_word_ix(word)) &&
 	       (df_compatible(mode, DF_S) || !df_word_s(word));
+}
+
+/* Whether size and times in a slot that was read may be believed (an X holder may have newer ones: df_glimpse_needed). */
+static inline int df_slot_value_counts(const struct df_slot *slot)
+{
+	return (slot->value.flags & DF_VALUE_PUBLISHED) && !df_word_ix(slot->word);
 }
 
 /* Keys. */
