@@ -196,6 +196,11 @@ void df_waiter_post(struct df_lockd *lockd, struct df_waiter *waiter, df_u32 sta
 			  cookie_of(COOKIE_WAITER, (df_u64)(waiter - lockd->waiter)), chain);
 }
 
+void df_lockd_grace(struct df_lockd *lockd, int on)
+{
+	lockd->grace = on != 0;
+}
+
 /* --- events ------------------------------------------------------------------------------- */
 
 int df_lockd_session_joined(struct df_lockd *lockd, df_u32 node)

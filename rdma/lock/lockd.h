@@ -25,7 +25,22 @@
  *
  * Recovery: session_gone (after the fence) takes the session's waiters and owed answers away; what it left in words is put right
  * when somebody needs the slot (owner: CAS, version raised, value block no longer published; counts: Freeze). lockd's own
- * loss: not here; the table is new with every incarnation.
+ * loss: the table is new with every incarnation; in grace (df_lockd_grace) the clients take in it what they held, by chains that
+ * this core does not see, and by Find. The size of the table may not shrink from one incarnation to the next: then each key held finds
+ * its place in grace without an eviction. Leases are the shell's (session.h).
+ *
+ * Old messages are not taken for new ones, for:
+ *   connection  a message belongs to one connection, in order, and a connection to one session of one incarnation. A node id that is used
+ *               again belongs to another connection; session_gone clears its bits, waiters and glimpses first. What the dead one left
+ *               as owner under that id is seen by Freeze: the new one says that it does not hold it.
+ *   our numbers Revoke, Freeze and Glimpse have numbers of 64 bits that rise over all slots. Released and State count only if they
+ *               carry the one that this object awaits now: not an older one, not one of the object that the slot had before.
+ *   Ask         one at a time for a lock; the answer carries its request id, slot and key. Cancel ends only that id, and the client asks
+ *               anew only after the answer. Ids wrap after 2^32, with one outstanding.
+ *   the slot    a lock with an old address: Ask, Released, Glimpsed and State carry the key; the READ of a taking chain brings it. While its
+ *               unit is in the word the slot cannot be re-keyed (re-keying begins with CAS 0 -> owner 0x7fff), so key and word belong
+ *               together from the chain's atomic on.
+ *   versions    carry the era of the slot's life (slot.h); incarnations begin eras anew, and clients forget versions with the table.
  *
  * Limits: objects, waiters (Ask, Find, Glimpse), sessions as configured; requests per session as told in Welcome. No room:
  * the request is answered BUSY, and the client tries later. A session that breaks a rule is dropped (df_lockd_shell.drop); the shell
@@ -97,6 +112,13 @@ void df_lockd_prepare_slot(struct df_slot *slot, df_u32 index);
 int df_lockd_session_joined(struct df_lockd *lockd, df_u32 node);
 /* Its queue pairs are destroyed and every storaged refuses it. `clean`: it said Bye and holds nothing. */
 void df_lockd_session_gone(struct df_lockd *lockd, df_u32 node, int clean);
+
+/*
+ * Grace, by default off. On: from before the first session joins. Find is answered (BUSY if only an eviction would help), Ask and Glimpse are
+ * answered BUSY; nothing is revoked, glimpsed or frozen. Sessions come back by df_lockd_session_joined with the node id that they
+ * had. Off: before the first Resume is sent.
+ */
+void df_lockd_grace(struct df_lockd *lockd, int on);
 
 /*
  * A message of a live session, through df_msg_read: Ask, Released, Find, Glimpse, Glimpsed, State, Cancel. File* and Bye are

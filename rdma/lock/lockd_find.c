@@ -127,6 +127,12 @@ static void queue_for(struct df_lockd *lockd, struct df_waiter *find, df_u32 slo
 	}
 }
 
+void df_find_busy(struct df_lockd *lockd, struct df_waiter *find)
+{
+	unreserve(lockd, find->slot);
+	finish(lockd, find, DF_NO_SLOT);
+}
+
 /* ORDER: the first empty one, as clients do it. */
 static void claim(struct df_lockd *lockd, struct df_waiter *find, df_u32 slot)
 {
@@ -140,6 +146,10 @@ static void claim(struct df_lockd *lockd, struct df_waiter *find, df_u32 slot)
 
 static void evict(struct df_lockd *lockd, struct df_waiter *find)
 {
+	if (lockd->grace) { /* whoever holds the victim is not to be asked */
+		finish(lockd, find, DF_NO_SLOT);
+		return;
+	}
 	queue_for(lockd, find,
 		  bucket_of(lockd, find) * DF_BUCKET_SLOTS + lockd->victim++ % DF_BUCKET_SLOTS);
 }

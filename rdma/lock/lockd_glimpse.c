@@ -33,7 +33,8 @@ static void look(struct df_lockd *lockd, struct df_waiter *glimpse, df_u32 state
 
 void df_glimpse(struct df_lockd *lockd, df_u32 node, const struct df_msg_head *head)
 {
-	struct df_waiter *glimpse = df_waiter_new(lockd, DF_WAITER_GLIMPSE, node, head);
+	struct df_waiter *glimpse =
+		lockd->grace ? NULL : df_waiter_new(lockd, DF_WAITER_GLIMPSE, node, head);
 	union df_msg message;
 
 	lockd->count.glimpses++;

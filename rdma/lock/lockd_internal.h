@@ -99,6 +99,7 @@ struct df_lockd {
 	df_u32 hash_mask;
 	df_u32 overflow_mask;
 	df_u32 overflow_used;
+	df_u8 grace;
 	struct df_lockd_session *live;
 	struct df_object *objects; /* in use */
 	struct df_object *free_objects;
@@ -173,6 +174,8 @@ void df_find_chain_done(struct df_lockd *lockd, struct df_waiter *find, df_u64 o
 /* The slot is X for us (owner 0x7fff): give it the Find's key. */
 void df_find_rekey(struct df_lockd *lockd, struct df_object *object, struct df_waiter *find);
 void df_find_rekeyed(struct df_lockd *lockd, struct df_object *object, df_u64 old);
+/* Its candidate cannot be had now. */
+void df_find_busy(struct df_lockd *lockd, struct df_waiter *find);
 
 /* lockd_glimpse.c */
 void df_glimpse(struct df_lockd *lockd, df_u32 node, const struct df_msg_head *head);

@@ -365,7 +365,7 @@ static void revoke_stage(struct df_lockd *lockd, struct df_object *object)
 	}
 }
 
-/* The head cannot be granted. */
+/* The head cannot be granted. In grace nobody is asked to give up anything: it may come again. */
 static void blocked(struct df_lockd *lockd, struct df_object *object)
 {
 	df_u32 owner = df_word_owner(object->image.word);
@@ -376,6 +376,16 @@ static void blocked(struct df_lockd *lockd, struct df_object *object)
 	}
 	if (object->owing)
 		return;
+	if (lockd->grace) {
+		struct df_waiter *head = df_queue_pop(object);
+
+		if (head->kind == DF_WAITER_FIND)
+			df_find_busy(lockd, head);
+		else
+			answer(lockd, object, head, DF_GRANT_BUSY);
+		df_queue_pump(lockd, object);
+		return;
+	}
 	if (owner && !df_lockd_is_live(lockd, owner)) {
 		df_repair_clear_owner(lockd, object);
 		return;
@@ -465,7 +475,7 @@ void df_queue_ask(struct df_lockd *lockd, df_u32 node, const struct df_msg_ask *
 		}
 	}
 	lockd->count.asks++;
-	waiter = df_waiter_new(lockd, DF_WAITER_ASK, node, &ask->head);
+	waiter = lockd->grace ? NULL : df_waiter_new(lockd, DF_WAITER_ASK, node, &ask->head);
 	if (waiter) {
 		waiter->want = ask->want;
 		waiter->held = ask->held;
