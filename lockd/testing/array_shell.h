@@ -46,12 +46,16 @@ class ArrayShell : public DaemonActions {
       const auto [cookie, chain] = chains.front();
       chains.pop_front();
       std::uint64_t old = 0;
-      std::vector<std::byte> image(DF_BUCKET_SIZE);
-      for (std::uint32_t op = 0; op < chain.count; ++op) perform(chain, chain.op[op], old, image);
-      const bool read = std::any_of(chain.op, chain.op + chain.count,
-                                    [](const df_op& op) { return op.kind == DF_OP_READ; });
-      daemon.chain_done(cookie, old, read ? image.data() : nullptr);
+      const auto image = perform(chain, old);
+      daemon.chain_done(cookie, old, image.empty() ? nullptr : image.data());
     }
+  }
+
+  /// A chain takes effect; anyone's. `old`: of its atomic. Answers with what its READ brought, empty without one.
+  std::vector<std::byte> perform(const df_chain& chain, std::uint64_t& old) {
+    std::vector<std::byte> image;
+    for (std::uint32_t op = 0; op < chain.count; ++op) perform(chain, chain.op[op], old, image);
+    return image;
   }
 
   std::vector<df_slot> slots;
@@ -67,7 +71,7 @@ class ArrayShell : public DaemonActions {
     const auto length = op.kind == DF_OP_READ || op.kind == DF_OP_WRITE ? op.length : 8U;
     if (op.offset > bytes.size() || length > bytes.size() - op.offset) std::abort();
     auto* at = bytes.data() + op.offset;
-    if (op.kind == DF_OP_READ) std::memcpy(image.data(), at, length);
+    if (op.kind == DF_OP_READ) image.assign(at, at + length);
     if (op.kind == DF_OP_WRITE) std::memcpy(at, chain.bytes + op.data, length);
     if (op.kind == DF_OP_READ || op.kind == DF_OP_WRITE) return;
     std::memcpy(&old, at, 8);
