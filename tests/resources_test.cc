@@ -152,6 +152,54 @@ TEST(Resources, OverManyOperations) {
   expect_unchanged(cluster, before);
 }
 
+/// Of every mount, as it says itself.
+std::size_t inodes_known(const Cluster& cluster) {
+  std::size_t sum = 0;
+  const auto status = cluster.status();
+  for (const auto& daemon : status["daemons"]) {
+    if (daemon["status"].contains("inodes")) sum += daemon["status"]["inodes"].get<std::size_t>();
+  }
+  return sum;
+}
+
+/// A kernel refers to an inode until it looks for the name again and finds it gone.
+void look_for_what_is_gone(const Cluster& cluster, int rounds) {
+  struct stat gone {};
+  for (int p = 0; p < 4; ++p) {
+    for (int i = 0; i < rounds; ++i) {
+      for (const char* name : {"/file", "/folder"}) {
+        for (const char* suffix : {"", ".new", "/link"}) {
+          for (const std::string& mount : cluster.mounts()) {
+            const std::string path =
+                mount + "/process" + std::to_string(p) + name + std::to_string(i) + suffix;
+            EXPECT_NE(lstat(path.c_str(), &gone), 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Resources, InodesThatNobodyRefersToAreForgotten) {
+  Cluster cluster({.mounts = 2, .storageds = 2});
+  ASSERT_TRUE(cluster.ok());
+  work(cluster, 2);
+  look_for_what_is_gone(cluster, 2);
+  std::this_thread::sleep_for(std::chrono::seconds(10));  // one round of the sweep
+  const std::size_t before = inodes_known(cluster);
+  work(cluster, 60);
+  look_for_what_is_gone(cluster, 60);
+  std::size_t after = inodes_known(cluster);
+  const auto deadline = steady_clock::now() + std::chrono::seconds(30);
+  while (after > before && steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    after = inodes_known(cluster);
+  }
+  std::printf("inodes: %zu, then %zu\n", before, after);
+  EXPECT_LE(after, before);
+  EXPECT_GT(after, 0U);
+}
+
 TEST(Resources, OverRestartsOfStoraged) {
   Cluster cluster({.mounts = 2, .storageds = 2});
   ASSERT_TRUE(cluster.ok());

@@ -11,7 +11,6 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -100,8 +99,9 @@ struct Inode {
   const rpc::Ino ino;
   std::uint64_t lookups = 0;  ///< The kernel's references; guarded by the table's shard.
 
-  std::shared_mutex data;  ///< Shared: writes, reads at the end. Exclusive: appends and what cuts.
-  std::mutex server;       ///< Held over each call that changes this inode's record at the server.
+  std::shared_mutex
+      data;  ///< Shared: writes, reads at the end. Exclusive: appends, what cuts, changes of the record that a size must not overtake.
+  std::mutex server;  ///< Held over each call that changes this inode's record at the server.
 
   std::mutex state;  ///< Guards all below.
   AttributeCache attributes;
@@ -111,10 +111,9 @@ struct Inode {
       0};                    ///< Changed under `state`; read without, and again once a pin is held.
   bool registered = false;   ///< At the server, as open by this mount. Changed under `server`.
   bool posix_locks = false;  ///< fcntl locks were asked for through this mount.
-  std::chrono::steady_clock::time_point looked_up;  ///< The last LOOKUP: an open may follow.
-  rpc::Ino parent = 0;                              ///< Of a directory, as last seen; for "..".
-  std::atomic<bool> queued{false};                  ///< In the flusher's set.
-  std::uint64_t cached_end = 0;  ///< No page beyond is in the kernel's cache (for appends).
+  rpc::Ino parent = 0;       ///< Of a directory, as last seen; for "..".
+  std::atomic<bool> queued{false};  ///< In the flusher's set.
+  std::uint64_t cached_end = 0;     ///< No page beyond is in the kernel's cache (for appends).
   std::optional<std::string> link_target;  ///< Never changes.
   std::map<std::string, std::optional<std::string>>
       xattrs;  ///< As fetched under the lock; nullopt: there is none of that name.

@@ -5,6 +5,16 @@
 
 namespace distfuse::client {
 
+namespace {
+
+bool says_something(Inode& inode) {
+  const std::lock_guard state(inode.state);
+  return inode.opens != 0 || inode.registered || inode.attributes.valid() ||
+         inode.attributes.dirty() != 0;
+}
+
+}  // namespace
+
 InodeRef InodeTable::get(rpc::Ino ino) {
   Shard& s = shard(ino);
   const std::lock_guard lock(s.mutex);
@@ -46,14 +56,19 @@ void InodeTable::reap(InodeRef inode) {
   const rpc::Ino ino = inode->ino;
   const std::lock_guard lock(s.mutex);
   // Copies are made under this mutex, or from a copy that is counted: two means the table's and ours.
-  if (inode->lookups != 0 || inode.use_count() > 2) return;
-  {
-    const std::lock_guard state(inode->state);
-    if (inode->opens != 0 || inode->registered || inode->attributes.valid() ||
-        inode->attributes.dirty() != 0)
-      return;
-  }
+  if (inode->lookups != 0 || inode.use_count() > 2 || says_something(*inode)) return;
   s.inodes.erase(ino);
+}
+
+void InodeTable::reap_some(std::size_t shards) {
+  for (std::size_t i = 0; i < shards; ++i) {
+    Shard& s = shards_[next_reaped_.fetch_add(1, std::memory_order_relaxed) % kShards];
+    const std::lock_guard lock(s.mutex);
+    std::erase_if(s.inodes, [](const auto& entry) {
+      const InodeRef& inode = entry.second;
+      return inode->lookups == 0 && inode.use_count() == 1 && !says_something(*inode);
+    });
+  }
 }
 
 std::vector<InodeRef> InodeTable::all() {

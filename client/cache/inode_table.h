@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -17,6 +18,8 @@ using InodeRef = std::shared_ptr<Inode>;
 
 class InodeTable {
  public:
+  static constexpr std::size_t kShards = 64;
+
   /// The inode, made if it is not here.
   InodeRef get(rpc::Ino ino);
   /// Null if it is not here.
@@ -28,12 +31,14 @@ class InodeTable {
   [[nodiscard]] bool known_to_kernel(rpc::Ino ino);
   /// Erases the inode if nothing refers to it: no kernel reference, no other InodeRef, nothing open, registered or cached.
   void reap(InodeRef inode);
+  /// The same for all inodes of the next `shards` of kShards: for those that were referred to when the last reap() came by, or for which
+  /// none came.
+  void reap_some(std::size_t shards);
   /// For the flusher's last round and a lost session; a snapshot.
   std::vector<InodeRef> all();
   [[nodiscard]] std::size_t size();
 
  private:
-  static constexpr std::size_t kShards = 64;
   struct Shard {
     std::mutex mutex;
     std::unordered_map<rpc::Ino, InodeRef> inodes;
@@ -41,6 +46,7 @@ class InodeTable {
   Shard& shard(rpc::Ino ino) { return shards_[ino % kShards]; }
 
   std::array<Shard, kShards> shards_;
+  std::atomic<std::size_t> next_reaped_ = 0;
 };
 
 }  // namespace distfuse::client

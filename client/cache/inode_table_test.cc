@@ -43,6 +43,18 @@ TEST(InodeTable, WhatIsUsedOrHoldsSomethingIsNotReaped) {
   EXPECT_EQ(table.find(1), nullptr);
 }
 
+TEST(InodeTable, WhatNobodyReapedGoesWithTheSweep) {
+  InodeTable table;
+  for (rpc::Ino ino = 1; ino <= 1000; ++ino) (void)table.get(ino);
+  const InodeRef used = table.get(1);
+  table.get(2)->registered = true;
+  table.add_lookup(*table.get(3));
+  table.reap_some(InodeTable::kShards / 2);
+  EXPECT_GT(table.size(), 400U);
+  table.reap_some(InodeTable::kShards / 2);
+  EXPECT_EQ(table.size(), 3U);
+}
+
 TEST(InodeTable, ThreadsNeverSeeTwoInodesOfOneNumber) {
   InodeTable table;
   constexpr int kThreads = 4;

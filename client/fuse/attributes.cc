@@ -67,8 +67,7 @@ Result<rpc::Attributes> Filesystem::pinned_attributes(Inode& inode) {
 
 /// Without a lock: the holder of X is asked (it publishes, it flushes nothing) before the server, so that what it wrote back in between
 /// is seen at the server; the newer of the two is believed.
-Result<Filesystem::Described> Filesystem::describe(Inode& inode, const Interrupted& interrupted,
-                                                   bool registering) {
+Result<Filesystem::Described> Filesystem::describe(Inode& inode, const Interrupted& interrupted) {
   Described result;
   result.pin = locks_->try_pin(inode.ino, Mode::s);
   if (result.pin) {
@@ -78,24 +77,11 @@ Result<Filesystem::Described> Filesystem::describe(Inode& inode, const Interrupt
     result.timeout = kForever;
     return result;
   }
-  return describe_unlocked(inode, interrupted, registering);
-}
-
-/// With S of the directory pinned. The kernel may open next what it looks up: until then the file must not go, or an open of a name that is
-/// always there (renamed over by others) fails with ESTALE. With the inode's lock, shed() sees to that; without, we register now.
-Result<Filesystem::Described> Filesystem::describe_for_lookup(Inode& inode, std::uint32_t type,
-                                                              const Interrupted& interrupted) {
-  if (!S_ISREG(type)) return describe(inode, interrupted);
-  {
-    const std::lock_guard lock(inode.state);
-    inode.looked_up = std::chrono::steady_clock::now();
-  }
-  return describe(inode, interrupted, true);
+  return describe_unlocked(inode, interrupted);
 }
 
 Result<Filesystem::Described> Filesystem::describe_unlocked(Inode& inode,
-                                                            const Interrupted& interrupted,
-                                                            bool registering) {
+                                                            const Interrupted& interrupted) {
   Described result;
   {
     const std::lock_guard lock(inode.state);  // a lock of ours that is on its way out is still ours
@@ -106,7 +92,7 @@ Result<Filesystem::Described> Filesystem::describe_unlocked(Inode& inode,
   }
   auto glimpsed = locks_->glimpse(inode.ino, interrupted);
   if (!glimpsed) return glimpsed.error();
-  auto fresh = registering ? linger(inode) : fetch_attributes(inode.ino);
+  auto fresh = fetch_attributes(inode.ino);
   if (!fresh) return fresh.error();
   result.attributes = *fresh;
   if (glimpsed->has_value() && (*glimpsed)->ctime_ns >= fresh->ctime.ns) {

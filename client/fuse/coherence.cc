@@ -70,26 +70,15 @@ bool Filesystem::page_io_needs_x(Ino ino) {
   return inode != nullptr && inode->write_opens != 0;
 }
 
-/// With inode.server held. Who asks may want to remove the file's last name: an idle registration goes, so that the file can. Unless the
-/// kernel has just looked it up, and may open it next.
+/// With inode.server held. Who asks may want to remove the file's last name: an idle registration goes, so that the file can. An open
+/// that is on its way here finds it in the server's grace.
 void Filesystem::shed_registration(Inode& inode) {
-  constexpr std::chrono::milliseconds kMayOpen{100};
-  bool soon = false;
   {
     const std::lock_guard lock(inode.state);
     if (inode.opens != 0) return;
-    soon = std::chrono::steady_clock::now() - inode.looked_up < kMayOpen &&
-           inode.attributes.get().nlink != 0;
   }
-  if (!soon) {
-    // An error is the end of the session, which unregisters too.
-    if (inode.registered && !close_at_server(inode).ok()) inode.registered = false;
-    return;
-  }
-  if (!inode.registered && !call(rpc::OpenFile{inode.ino})) return;
-  inode.registered = true;
-  const std::lock_guard lock(flusher_mutex_);
-  lingering_.push_back(inode.ino);
+  // An error is the end of the session, which unregisters too.
+  if (inode.registered && !close_at_server(inode).ok()) inode.registered = false;
 }
 
 void Filesystem::shed(Ino ino, Mode keep) {

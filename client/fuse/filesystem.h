@@ -186,12 +186,8 @@ class Filesystem final : public CacheOwner {
   void drop_references(const InodeRef& inode, std::uint64_t count);
 
   // attributes.cc
-  Result<Described> describe(Inode& inode, const Interrupted& interrupted,
-                             bool registering = false);
-  Result<Described> describe_unlocked(Inode& inode, const Interrupted& interrupted,
-                                      bool registering);
-  Result<Described> describe_for_lookup(Inode& inode, std::uint32_t type,
-                                        const Interrupted& interrupted);
+  Result<Described> describe(Inode& inode, const Interrupted& interrupted);
+  Result<Described> describe_unlocked(Inode& inode, const Interrupted& interrupted);
   /// With a pin of the inode held: what is cached, or fetched now.
   Result<rpc::Attributes> pinned_attributes(Inode& inode);
   Result<rpc::Attributes> fetch_attributes(Ino ino) const;
@@ -219,8 +215,6 @@ class Filesystem final : public CacheOwner {
   Status register_open(Inode& inode, bool writable, bool pinned);
   void unregister_open(const InodeRef& inode, bool writable);
   Status close_at_server(Inode& inode);
-  Result<rpc::Attributes> linger(Inode& inode);
-  void end_lingering();
   void shed_registration(Inode& inode);
   void unregister_idle(const InodeRef& inode);
   Result<Made> open_existing(fuse_req_t req, Ino parent, const std::string& name, int flags);
@@ -277,7 +271,6 @@ class Filesystem final : public CacheOwner {
   mutable std::mutex flusher_mutex_;
   std::condition_variable flusher_wake_;
   std::unordered_set<Ino> dirty_;                   ///< Guarded by flusher_mutex_.
-  std::vector<Ino> lingering_;                      ///< Guarded by flusher_mutex_.
   std::vector<std::pair<Ino, Range>> stale_pages_;  ///< Guarded by flusher_mutex_.
   bool flusher_stop_ = false;                       ///< Guarded by flusher_mutex_.
   bool void_caches_ = false;                        ///< Guarded by flusher_mutex_.

@@ -9,6 +9,13 @@
 
 namespace distfuse::client {
 
+namespace {
+
+/// A second: what nobody refers to any more is gone after eight.
+constexpr std::size_t kReapShards = 8;
+
+}  // namespace
+
 void Filesystem::mark_dirty(Inode& inode) {
   if (inode.queued.exchange(true)) return;
   const std::lock_guard lock(flusher_mutex_);
@@ -20,8 +27,9 @@ Status Filesystem::flush_inode(Inode& inode) {
   return flush_locked(inode);
 }
 
-/// With inode.server held, before a change that the server makes to the inode and that carries no size: its newer ctime would make other
-/// mounts believe the server's old size, and not the size that this mount publishes.
+/// With inode.data (exclusive) and inode.server held, before a change that the server makes to the inode and that carries no size: its newer ctime would make other
+/// mounts believe the server's old size, and not the size that this mount publishes. No write ends between this and the change: it holds
+/// inode.data.
 void Filesystem::flush_before_change(Inode& inode) {
   (void)flush_locked(inode).ok();  // an error is recorded, for fsync and close
 }
@@ -92,7 +100,7 @@ void Filesystem::flusher_main() {
       for (const InodeRef& inode : inodes_.all()) notify(inode->ino, 0, 0);
     if (!woken) {
       flush_dirty();
-      end_lingering();
+      inodes_.reap_some(kReapShards);
     }
     lock.lock();
   }

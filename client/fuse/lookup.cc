@@ -30,7 +30,7 @@ void Filesystem::lookup(fuse_req_t req, Ino parent, const char* name) {
     const std::lock_guard lock(inode->state);
     inode->parent = parent;
   }
-  auto described = describe_for_lookup(*inode, named->entry.type, interrupted(req));
+  auto described = describe(*inode, interrupted(req));
   if (!described) return reply_error(req, described.error());
   reply_entry(req, inode, described->attributes, described->timeout);
 }

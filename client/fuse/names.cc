@@ -81,6 +81,7 @@ void Filesystem::link(fuse_req_t req, Ino ino, Ino parent, const char* name) {
   auto pins = locks_->pin_all(wanted, interrupted(req));
   if (!pins) return reply_error(req, pins.error());
   const InodeRef inode = inodes_.get(ino);
+  const std::unique_lock data(inode->data);
   const std::lock_guard server(inode->server);
   flush_before_change(*inode);
   auto attributes = call_for_attributes(rpc::Link{ino, parent, name}, req);

@@ -4,9 +4,6 @@
 // Registered is not open: the registration may outlive the last close while the inode's lock is held (the unlink of another mount
 // needs X, so it revokes, and shed() unregisters), and an open that finds it pays nothing. `opens` and `registered` change under
 // inode.server only, which an unlink of this mount holds as well.
-//
-// A file lingers: it is registered by a lookup, or by a shed soon after one, because the kernel may open it next; the flusher unregisters
-// it one to two seconds later if nobody did.
 #include <fcntl.h>
 #include <sys/stat.h>
 
@@ -86,43 +83,6 @@ Status Filesystem::close_at_server(Inode& inode) {
   if (!reply) return reply.error();
   inode.registered = false;
   return {};
-}
-
-/// Registered without being open, for a while; the attributes that the server has.
-Result<rpc::Attributes> Filesystem::linger(Inode& inode) {
-  const std::lock_guard server(inode.server);
-  if (inode.registered) return fetch_attributes(inode.ino);
-  auto fresh = call_for_attributes(rpc::OpenFile{inode.ino});
-  if (!fresh) return fresh.error().code == ENOENT ? Error{ESTALE, {}} : fresh.error();
-  inode.registered = true;
-  const std::lock_guard lock(flusher_mutex_);
-  lingering_.push_back(inode.ino);
-  return fresh;
-}
-
-/// Flusher thread.
-void Filesystem::end_lingering() {
-  std::vector<Ino> all;
-  {
-    const std::lock_guard lock(flusher_mutex_);
-    all.swap(lingering_);
-  }
-  for (const Ino ino : all) {
-    InodeRef inode = inodes_.find(ino);
-    if (inode == nullptr) continue;
-    bool early = false;
-    {
-      const std::lock_guard lock(inode->state);
-      early = std::chrono::steady_clock::now() - inode->looked_up < std::chrono::seconds(1);
-    }
-    if (early) {
-      const std::lock_guard lock(flusher_mutex_);
-      lingering_.push_back(ino);
-      continue;
-    }
-    unregister_idle(inode);
-    inodes_.reap(std::move(inode));
-  }
 }
 
 /// Nothing happens while the file is open, or while its lock is held.

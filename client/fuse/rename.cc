@@ -64,6 +64,9 @@ Status Filesystem::rename_pinned(fuse_req_t req, const RenameNames& names) {
   const bool target_first = target != nullptr && target->ino < source->ino;
   Inode* const low = target_first ? target.get() : source.get();
   Inode* const high = target_first ? source.get() : target.get();
+  const std::unique_lock low_data(low->data);
+  std::unique_lock<std::shared_mutex> high_data;
+  if (high != nullptr) high_data = std::unique_lock(high->data);
   const std::unique_lock first(low->server);
   std::unique_lock<std::mutex> second;
   if (high != nullptr) second = std::unique_lock(high->server);

@@ -81,6 +81,7 @@ void Filesystem::setxattr(fuse_req_t req, Ino ino, const char* name, std::string
   if ((flags & XATTR_CREATE) != 0) request.flags |= rpc::SetXattr::kCreate;
   if ((flags & XATTR_REPLACE) != 0) request.flags |= rpc::SetXattr::kReplace;
   const InodeRef inode = inodes_.get(ino);
+  const std::unique_lock data(inode->data);
   const std::lock_guard server(inode->server);
   flush_before_change(*inode);
   auto reply = call(request, req);
@@ -97,6 +98,7 @@ void Filesystem::removexattr(fuse_req_t req, Ino ino, const char* name) {
   auto pin = locks_->pin(ino, Mode::x, interrupted(req));
   if (!pin) return reply_error(req, pin.error());
   const InodeRef inode = inodes_.get(ino);
+  const std::unique_lock data(inode->data);
   const std::lock_guard server(inode->server);
   flush_before_change(*inode);
   auto reply = call(rpc::RemoveXattr{ino, name}, req);
