@@ -24,7 +24,9 @@
  *   3. unless the peer itself ended the connection (orderly close or death seen by its kernel), its deadline has passed: until then
  *      its caches may be trusted by a client that does not know yet;
  *   4. its end is noted on disk, and then its locks and file locks are anybody's. (A session is on disk before its Welcome leaves.)
- *   A client that ends its control connection by its own will stops trusting first. What a lost session left dirty is an
+ *   A client that ends its control connection by its own will stops trusting first: lockd cannot tell that end from a death, and waits for no
+ *   deadline. That goes for one that seems broken, or one of whose lanes ended: the shell keeps it open, unused, until trust has
+ *   ended, or until a later incarnation has answered (then the lockd that might see the end is gone). What a lost session left dirty is an
  *   error, once, at fsync or close of each file concerned. The client opens a new session: new id, empty caches.
  *
  * lockd's restart: a new incarnation (on disk, raised by each start), an empty table, a list of sessions from disk, grace
@@ -39,8 +41,8 @@
  *   resume    grace is over: lockd fences those that did not say Reclaimed, and only after the last of these fences sends Resume to
  *             everyone, and accepts new sessions. From Resume on clients take new locks.
  *   Trust goes on through all this while the lease counts: the new lockd gives nothing to anybody before each session has
- *   re-asserted, or is fenced and a whole lease has passed since lockd began. The first renewal in the new table counts
- *   like any other.
+ *   re-asserted, or is fenced and a whole lease has passed since lockd began. Its Welcome and its renewals in the new table count
+ *   like any other: of a session that came, and did not say Reclaimed, that deadline must pass (Loss, 3).
  *   A client whose session is refused (fenced, or grace was over): lost, see above.
  *   A client that reaches no lockd for give_up_ms: lost, requests fail; it goes on trying for a new session.
  *
