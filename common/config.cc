@@ -18,6 +18,8 @@ namespace {
 
 constexpr std::uint64_t kMinSlots = 64;
 constexpr std::uint64_t kMaxSlots = 1ULL << 30;
+constexpr std::uint64_t kMinLease = 200;  // a renewal every 50 ms
+constexpr std::uint64_t kMaxLease = 600000;
 
 Error at(const std::string& origin, const toml::node& node, const std::string& what) {
   return {EINVAL, fmt::format("{}:{}: {}", origin, node.source().begin.line, what)};
@@ -157,8 +159,12 @@ Status read_lockd(Section section, Lockd& out) {
   DISTFUSE_TRY(section.text("listen", out.listen, true));
   DISTFUSE_TRY(section.number("slots", out.slots, kMinSlots, kMaxSlots));
   DISTFUSE_TRY(section.text("state_dir", out.state_dir, true));
+  DISTFUSE_TRY(section.number("lease_ms", out.lease_ms, 0, kMaxLease));
   DISTFUSE_TRY(section.no_more());
   DISTFUSE_TRY(check_address(section, "listen", out.listen));
+  if (out.lease_ms != 0 && out.lease_ms < kMinLease)
+    return section.wrong("lease_ms",
+                         fmt::format("must be at least {}, or 0 for no lease", kMinLease));
   if (!std::has_single_bit(out.slots)) return section.wrong("slots", "must be a power of two");
   return {};
 }
@@ -322,7 +328,8 @@ std::string to_toml(const Cluster& cluster) {
       {"fabric", toml::table{{"kind", cluster.fabric.kind}, {"device", cluster.fabric.device}}},
       {"lockd", toml::table{{"listen", cluster.lockd.listen},
                             {"slots", static_cast<std::int64_t>(cluster.lockd.slots)},
-                            {"state_dir", cluster.lockd.state_dir}}},
+                            {"state_dir", cluster.lockd.state_dir},
+                            {"lease_ms", static_cast<std::int64_t>(cluster.lockd.lease_ms)}}},
       {"storaged", storageds},
       {"client", toml::table{{"give_up_s", static_cast<std::int64_t>(cluster.client.give_up_s)},
                              {"max_locks", static_cast<std::int64_t>(cluster.client.max_locks)}}},

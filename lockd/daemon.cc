@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -78,7 +79,7 @@ Status Daemon::init() {
 
 /// To a session that is being fenced nothing is sent: its connection is closed.
 void Daemon::send(const Session& session, const df_msg& message) {
-  if (session.state != SessionState::live) return;
+  if (!session.joined()) return;
   ++counters_.sent[message.head.type];
   actions_.send(session.control, std::as_bytes(std::span(message.bytes, message.head.length)));
 }
@@ -107,6 +108,12 @@ df_welcome Daemon::welcome_of(const Session& session) const {
   welcome.slots = df_table_slots(&options_.table);
   welcome.overflow = options_.table.overflow;
   welcome.asks = options_.limits.asks;
+  welcome.lease_ms = options_.lease_ms;
+  if (options_.lease_ms != 0)
+    welcome.lease_offset =
+        lease_words_offset(options_.table) + std::uint64_t{session.node} * sizeof(std::uint64_t);
+  if (session.state == SessionState::reclaiming)
+    welcome.grace_ms = static_cast<std::uint32_t>(std::max<Milliseconds>(grace_left(), 1));
   return welcome;
 }
 
@@ -131,19 +138,61 @@ Daemon::Greeting Daemon::hello(ConnectionId connection, std::span<const std::byt
 Daemon::Greeting Daemon::hello_control(ConnectionId connection, const df_hello& hello,
                                        const std::string& peer) {
   const auto name = printable(hello.name, sizeof hello.name);
+  if (hello.session != 0) return hello_again(connection, hello.session, name, peer);
+  if (phase_ != Phase::normal)
+    return refuse(DF_REFUSED_GRACE, "it is new, and sessions from before the restart come first");
   auto opened = sessions_.open(connection, name, peer);
   if (!opened.ok() && opened.error().code == EAGAIN) {
     sessions_.reclaim_node_ids(actions_.owners_in_table());
     opened = sessions_.open(connection, name, peer);
   }
   if (!opened.ok()) return refuse(DF_REFUSED_NO_NODE_ID, opened.error().message);
-  const auto* session = *opened;
+  auto* session = sessions_.find((*opened)->id);
   if (df_lockd_session_joined(lockd_, session->node) != 0) {
     sessions_.remove(session->id);
     return refuse(DF_REFUSED_NO_NODE_ID,
                   "too many sessions were lost since lockd started; restart it");
   }
+  if (options_.lease_ms == 0) return {Verdict::control, welcome_of(*session), {}};
+  session->welcomed = false;
+  record(SessionChange::Kind::begin, *session);
+  return {Verdict::later, {}, {}};
+}
+
+/// A session of the list comes back.
+Daemon::Greeting Daemon::hello_again(ConnectionId connection, SessionId id, const std::string& name,
+                                     const std::string& peer) {
+  if (phase_ != Phase::grace)
+    return refuse(DF_REFUSED_SESSION, fmt::format("session {:#x} is over", id));
+  const auto back = sessions_.rejoin(id, connection, name, peer);
+  if (!back.ok()) return refuse(DF_REFUSED_SESSION, back.error().message);
+  auto* session = sessions_.find(id);
+  if (df_lockd_session_joined(lockd_, session->node) != 0) {
+    sessions_.leave_again(id);
+    return refuse(DF_REFUSED_NO_NODE_ID,
+                  "too many sessions were lost since lockd started; restart it");
+  }
+  begin_lease(*session);
   return {Verdict::control, welcome_of(*session), {}};
+}
+
+void Daemon::recorded(SessionChange::Kind kind, SessionId id, bool durable) {
+  auto* session = sessions_.find(id);
+  if (session == nullptr || kind == SessionChange::Kind::end) return;
+  if (kind == SessionChange::Kind::lost) {
+    session->noted = durable;
+    return end_if_free(id);
+  }
+  if (!session->joined() || session->welcomed) return;  // Lost before it was told anything.
+  if (!durable) {
+    const auto connection = session->control;
+    withdraw(connection);
+    return actions_.greet(connection,
+                          refuse(DF_REFUSED_GRACE, "the list of sessions cannot be written"));
+  }
+  session->welcomed = true;
+  begin_lease(*session);
+  actions_.greet(session->control, {Verdict::control, welcome_of(*session), {}});
 }
 
 Daemon::Greeting Daemon::hello_lane(ConnectionId connection, const df_hello& hello) {
@@ -154,62 +203,11 @@ Daemon::Greeting Daemon::hello_lane(ConnectionId connection, const df_hello& hel
 
 void Daemon::withdraw(ConnectionId connection) {
   const auto ended = sessions_.connection_ended(connection);
-  if (ended.was == SessionTable::Ended::Was::control) end(ended.session->id, true);
-}
-
-// ---- the end of a session
-
-void Daemon::connection_ended(ConnectionId connection, const std::string& reason) {
-  const auto ended = sessions_.connection_ended(connection);
-  if (ended.was == SessionTable::Ended::Was::control)
-    lose(ended.session->id, "its control connection ended: " + reason);
-}
-
-void Daemon::lose_connection(ConnectionId connection, const std::string& reason) {
-  if (const auto* session = sessions_.find_connection(connection)) lose(session->id, reason);
-}
-
-void Daemon::lose(SessionId id, const std::string& reason) {
-  const auto* session = sessions_.find(id);
-  if (session == nullptr || session->state != SessionState::live) return;
-  spdlog::warn("session {:#x} ({}, node {}, {}) is lost: {}", id, session->name, session->node,
-               session->peer, reason);
-  ++counters_.lost;
-  for (const auto connection : sessions_.lose(id)) actions_.close(connection);
-  actions_.fence(id);
-}
-
-void Daemon::fenced(SessionId id) {
-  const auto* session = sessions_.find(id);
-  if (session == nullptr || session->state != SessionState::fencing)
-    std::abort();  // Asked once, answered once.
-  end(id, false);
-}
-
-void Daemon::bye(const Session& session) {
-  spdlog::info("session {:#x} ({}, node {}) ended", session.id, session.name, session.node);
-  ++counters_.byes;
-  end(session.id, true);
-}
-
-/// Its connections are closed before its locks are anybody's.
-void Daemon::end(SessionId id, bool clean) {
-  const auto node = sessions_.find(id)->node;
-  for (const auto connection : sessions_.remove(id)) actions_.close(connection);
-  df_lockd_session_gone(lockd_, node, clean ? 1 : 0);
-  std::vector<FileLockAnswer> answers;
-  file_locks_.release_session(id, answers);
-  answer_waits(answers);
+  if (ended.was != SessionTable::Ended::Was::control) return;
+  if (ended.session->state != SessionState::reclaiming) return end(ended.session->id, true);
+  df_lockd_session_gone(lockd_, ended.session->node, 1);
+  sessions_.leave_again(ended.session->id);
   finish_drops();
-}
-
-void Daemon::finish_drops() {
-  while (!drops_.empty()) {
-    const auto [node, reason] = drops_.back();
-    drops_.pop_back();
-    if (const auto* session = sessions_.find_node(node))
-      lose(session->id, std::string("it broke the lock protocol: ") + df_drop_text(reason));
-  }
 }
 
 // ---- messages
@@ -226,19 +224,19 @@ std::uint32_t Daemon::requests(const Session& session) const {
 
 void Daemon::message(ConnectionId connection, std::span<const std::byte> bytes) {
   const auto* session = sessions_.find_connection(connection);
-  if (session == nullptr || session->state != SessionState::live) return;
+  if (session == nullptr || !session->joined()) return;
   if (session->control != connection) {
     ++counters_.malformed;
-    return lose(session->id, "it sent a message on a lane");
+    return lose(session->id, "it sent a message on a lane", Loss::other);
   }
   df_msg message;
   const int check = df_msg_read(bytes.data(), static_cast<df_u32>(bytes.size()), &message);
   if (check != DF_CHECK_OK || df_msg_from_client(message.head.type) == 0) {
     ++counters_.malformed;
-    return lose(
-        session->id,
-        fmt::format("malformed message ({}): {}", df_msg_name(message.head.type),
-                    check != DF_CHECK_OK ? df_check_text(check) : "not a client's to send"));
+    return lose(session->id,
+                fmt::format("malformed message ({}): {}", df_msg_name(message.head.type),
+                            check != DF_CHECK_OK ? df_check_text(check) : "not a client's to send"),
+                Loss::other);
   }
   ++counters_.messages;
   ++counters_.received[message.head.type];
@@ -246,10 +244,49 @@ void Daemon::message(ConnectionId connection, std::span<const std::byte> bytes) 
   finish_drops();
 }
 
+void Daemon::bye(const Session& session) {
+  spdlog::info("session {:#x} ({}, node {}) ended", session.id, session.name, session.node);
+  ++counters_.byes;
+  end(session.id, true);
+}
+
+/// Nothing new is given while sessions of the list may still hold it. True: it is answered.
+bool Daemon::defer_in_grace(const Session& session, const df_msg& message) {
+  if (phase_ == Phase::normal) return false;
+  const auto& head = message.head;
+  df_msg reply;
+  switch (head.type) {
+    case DF_MSG_ASK:
+      df_msg_init(&reply, DF_MSG_GRANT, head.slot, head.key, head.seq);
+      reply.grant.status = DF_GRANT_BUSY;
+      break;
+    case DF_MSG_GLIMPSE:
+      df_msg_init(&reply, DF_MSG_GLIMPSE_REPLY, head.slot, head.key, head.seq);
+      reply.glimpse_reply.status = DF_GLIMPSE_BUSY;
+      break;
+    case DF_MSG_FILE_LOCK:
+      if ((message.file.flags & DF_FILE_RECLAIM) != 0) return false;
+      reply_file(session, head.key, head.seq, EAGAIN);
+      return true;
+    case DF_MSG_FILE_TEST:
+      reply_file(session, head.key, head.seq, EAGAIN);
+      return true;
+    default:
+      return false;
+  }
+  if (df_msg_slot_in(&head, df_table_slots(&options_.table)) == 0)
+    return false;  // The core drops it.
+  send(session, reply);
+  return true;
+}
+
 void Daemon::dispatch(const Session& session, const df_msg& message) {
+  if (defer_in_grace(session, message)) return;
   switch (message.head.type) {
     case DF_MSG_BYE:
       return bye(session);
+    case DF_MSG_RECLAIMED:
+      return reclaimed(session);
     case DF_MSG_FILE_LOCK:
       return file_lock(session, message.file);
     case DF_MSG_FILE_UNLOCK:
@@ -266,7 +303,7 @@ void Daemon::dispatch(const Session& session, const df_msg& message) {
     case DF_MSG_FIND:
     case DF_MSG_GLIMPSE:
       if (requests(session) >= options_.limits.asks)
-        return lose(session.id, "it has more unanswered requests than it was told to");
+        return lose(session.id, "it has more unanswered requests than it was told to", Loss::other);
       break;
     default:
       break;
@@ -308,11 +345,16 @@ void Daemon::answer_waits(const std::vector<FileLockAnswer>& answers) {
 
 void Daemon::file_lock(const Session& session, const df_msg_file& file) {
   const bool wait = (file.flags & DF_FILE_WAIT) != 0;
+  const bool awaited =
+      phase_ == Phase::grace && session.state == SessionState::reclaiming && !session.reclaimed;
+  if ((file.flags & DF_FILE_RECLAIM) != 0 && !awaited)
+    return lose(session.id, "it reclaimed a file lock that it was not asked for", Loss::other);
   if (wait && requests(session) >= options_.limits.asks)
-    return lose(session.id, "it has more unanswered requests than it was told to");
+    return lose(session.id, "it has more unanswered requests than it was told to", Loss::other);
   std::vector<FileLockAnswer> answers;
   const int error = file_locks_.lock(request_of(session, file), wait, answers);
-  if (error == EINVAL) return lose(session.id, "it used the id of a waiting FileLock again");
+  if (error == EINVAL)
+    return lose(session.id, "it used the id of a waiting FileLock again", Loss::other);
   if (error != FileLocks::kWaiting) reply_file(session, file.head.key, file.head.seq, error);
   answer_waits(answers);
 }

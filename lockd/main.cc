@@ -15,6 +15,7 @@
 #include "common/log.h"
 #include "lockd/cluster_storage.h"
 #include "lockd/service.h"
+#include "lockd/session_log.h"
 #include "lockd/state_dir.h"
 
 namespace distfuse::lockd {
@@ -46,6 +47,7 @@ ServiceOptions options_of(const config::Cluster& cluster, const StateDir& state)
   options.listen = cluster.lockd.listen;
   options.slots = static_cast<std::uint32_t>(cluster.lockd.slots);
   options.incarnation = state.incarnation();
+  options.lease_ms = static_cast<std::uint32_t>(cluster.lockd.lease_ms);
   return options;
 }
 
@@ -64,9 +66,13 @@ int run(const Command& command) {
   if (!cluster.ok()) return complain(cluster.error());
   const auto state = StateDir::open(cluster->lockd.state_dir, cluster->id);
   if (!state.ok()) return complain(state.error());
+  auto list = SessionLog::open(cluster->lockd.state_dir, cluster->id,
+                               static_cast<std::uint32_t>(cluster->lockd.lease_ms));
+  if (!list.ok()) return complain(list.error());
   auto storage = ClusterStorage::create(*cluster);
   if (!storage.ok()) return complain(storage.error());
-  auto service = Service::create(options_of(*cluster, *state), std::move(storage).value());
+  auto service = Service::create(options_of(*cluster, *state), std::move(storage).value(),
+                                 std::move(list).value());
   if (!service.ok()) return complain(service.error());
 
   std::unique_ptr<AdminServer> admin;

@@ -26,9 +26,12 @@ ConnectionId id_of(const fabric::Connection& connection) {
 }  // namespace
 
 Result<std::unique_ptr<Service>> Service::create(const ServiceOptions& options,
-                                                 std::unique_ptr<Storage> storage) {
+                                                 std::unique_ptr<Storage> storage,
+                                                 std::unique_ptr<SessionLog> list) {
+  if (options.lease_ms != 0 && list == nullptr)
+    return Error{EINVAL, "leases need a list of sessions"};
   std::unique_ptr<Service> service(new Service(options));
-  DISTFUSE_TRY(service->init(std::move(storage)));
+  DISTFUSE_TRY(service->init(std::move(storage), std::move(list)));
   return service;
 }
 
@@ -38,7 +41,7 @@ df_table Service::table() const {
 
 Status Service::make_table() {
   const auto geometry = table();
-  auto region = fabric_->create_region(df_table_bytes(&geometry));
+  auto region = fabric_->create_region(region_bytes(geometry));
   if (!region.ok()) return region.error();
   region_ = std::move(region).value();
   auto* slots = reinterpret_cast<df_slot*>(region_->bytes().data());
@@ -46,7 +49,7 @@ Status Service::make_table() {
   return {};
 }
 
-Status Service::init(std::unique_ptr<Storage> storage) {
+Status Service::init(std::unique_ptr<Storage> storage, std::unique_ptr<SessionLog> list) {
   const auto cluster = parse_cluster_id(options_.cluster_id);
   if (!cluster.ok()) return cluster.error();
   auto opened = fabric::open(options_.fabric);
@@ -60,20 +63,31 @@ Status Service::init(std::unique_ptr<Storage> storage) {
                                    std::size_t{options_.limits.objects} + options_.limits.waiters);
   if (!loopback.ok()) return loopback.error();
   loopback_ = std::move(loopback).value();
-  auto daemon = Daemon::create({options_.incarnation, *cluster, table(), options_.limits}, *this);
+  auto daemon = Daemon::create(
+      {options_.incarnation, *cluster, table(), options_.limits, options_.lease_ms}, *this);
   if (!daemon.ok()) return daemon.error();
   daemon_ = std::move(daemon).value();
   auto address = worker_->listen(options_.listen);
   if (!address.ok()) return address.error();
   address_ = std::move(address).value();
-  fencer_ = std::make_unique<Fencer>(std::move(storage), [this](SessionId session) {
+  const auto fenced = [this](SessionId session) {
     enter([this, session] { daemon_->fenced(session); });
-  });
+  };
+  const auto who_lives = [this] { enter([this] { fencer_->live(daemon_->live_sessions()); }); };
+  fencer_ = std::make_unique<Fencer>(std::move(storage), fenced, who_lives);
+  if (list == nullptr) return {};
+  const auto done = [this](SessionChange::Kind kind, SessionId session, bool durable) {
+    enter([=, this] { daemon_->recorded(kind, session, durable); });
+  };
+  recorder_ = std::make_unique<Recorder>(std::move(list), done);
+  tell_time();
+  daemon_->recover(recorder_->listed());
   return {};
 }
 
 Service::~Service() {
   fencer_.reset();
+  recorder_.reset();
   peers_.clear();
   closed_.clear();
   loopback_.reset();
@@ -84,12 +98,19 @@ Service::~Service() {
 
 void Service::run() {
   while (!stop_.load(std::memory_order_acquire)) {
+    tell_time();
     bool worked = worker_->progress();
     worked = step() || worked;
     if (worked) continue;
     worker_->wait(patience());
     ++wakeups_;
   }
+}
+
+void Service::tell_time() {
+  daemon_->at(static_cast<Milliseconds>(
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
+          .count()));
 }
 
 void Service::stop() {
@@ -99,6 +120,7 @@ void Service::stop() {
 
 bool Service::step() {
   bool worked = run_inbox();
+  if (daemon_->now() >= daemon_->wake_at()) daemon_->tick();
   send_queued();
   if (!overrun_.empty()) {
     drop_overrun();
@@ -128,9 +150,13 @@ bool Service::run_inbox() {
 }
 
 std::chrono::milliseconds Service::patience() const {
-  if (refused_.empty()) return kForever;
-  const auto left =
-      std::chrono::ceil<std::chrono::milliseconds>(refused_.front().second - Clock::now());
+  auto left = std::chrono::milliseconds::max();
+  if (!refused_.empty())
+    left = std::chrono::ceil<std::chrono::milliseconds>(refused_.front().second - Clock::now());
+  if (const auto at = daemon_->wake_at(); at != kNever)
+    left =
+        std::min(left, std::chrono::milliseconds(at) - std::chrono::milliseconds(daemon_->now()));
+  if (left == std::chrono::milliseconds::max()) return kForever;
   return std::max(left, std::chrono::milliseconds(0));
 }
 
@@ -151,6 +177,20 @@ void Service::on_connect_request(std::unique_ptr<fabric::ConnectRequest> request
     peers_.erase(id);
     return worker_->reject(std::move(request), greeting.reason);
   }
+  if (greeting.verdict == Daemon::Verdict::later) {
+    peers_[id].request = std::move(request);
+    return;
+  }
+  accept(id, std::move(request), greeting);
+}
+
+/// Its Hello waited for the list of sessions.
+void Service::greet(ConnectionId id, const Greeting& greeting) {
+  const auto peer = peers_.find(id);
+  if (peer == peers_.end() || peer->second.request == nullptr) return;
+  auto request = std::move(peer->second.request);
+  if (greeting.verdict == Verdict::refuse)
+    spdlog::warn("refused {}: {}", request->peer(), greeting.reason);
   accept(id, std::move(request), greeting);
 }
 
@@ -172,8 +212,8 @@ void Service::accept(ConnectionId id, std::unique_ptr<fabric::ConnectRequest> re
     refused_.emplace_back(id, Clock::now() + kRefusedTime);
   if (greeting.verdict == Daemon::Verdict::control) {
     const auto* session = daemon_->sessions().find_connection(id);
-    spdlog::info("session {:#x} ({}, node {}, {}) began", session->id, session->name, session->node,
-                 peer);
+    spdlog::info("session {:#x} ({}, node {}, {}) {}", session->id, session->name, session->node,
+                 peer, session->state == SessionState::live ? "began" : "came back");
   }
 }
 
@@ -202,7 +242,7 @@ void Service::on_disconnect(fabric::Connection& connection, const Error& reason)
   const auto id = id_of(connection);
   if (!peers_.contains(id)) return;
   close(id);
-  daemon_->connection_ended(id, reason.message);
+  daemon_->connection_ended(id, reason.message, reason.code == ECONNRESET);
 }
 
 void Service::close(ConnectionId connection) {
@@ -231,6 +271,16 @@ void Service::fence(SessionId session) {
   fencer_->fence(session);
 }
 
+void Service::record(const SessionChange& change) {
+  recorder_->record(change);
+}
+
+std::uint64_t Service::lease_word(NodeId node) {
+  auto* words =
+      reinterpret_cast<std::uint64_t*>(region_->bytes().data() + lease_words_offset(table()));
+  return std::atomic_ref(words[node]).load(std::memory_order_relaxed);
+}
+
 void Service::send(ConnectionId id, std::span<const std::byte> message) {
   auto& peer = peers_.at(id);
   if (peer.outgoing.empty() && peer.connection != nullptr) {
@@ -249,6 +299,10 @@ void Service::send(ConnectionId id, std::span<const std::byte> message) {
 void Service::send_queued() {
   for (auto it = blocked_.begin(); it != blocked_.end();) {
     auto& peer = peers_.at(*it);
+    if (peer.connection == nullptr) {  // Its Welcome goes first.
+      ++it;
+      continue;
+    }
     while (!peer.outgoing.empty()) {
       const auto status = peer.connection->send(peer.outgoing.front());
       if (!status.ok() && status.error().code == EAGAIN) break;

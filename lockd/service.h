@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The lock daemon's shell: one thread that owns the fabric worker, the slot table and every connection, and runs the Daemon.
 //
-// The thread sleeps in Worker::wait unless something arrived. Uncontended locks are one-sided operations of the clients: they
-// bring nothing here. Other threads (admin, fencer) leave functions in the inbox and wake it.
+// The thread sleeps in Worker::wait unless something arrived, and looks at the lease words every lease/8 while there are sessions.
+// Uncontended locks are one-sided operations of the clients: they bring nothing here. Other threads (admin, fencer, recorder) leave
+// functions in the inbox and wake it.
 //
 // Limits: outgoing messages of a session DaemonLimits::outgoing(), else it is lost; refused connections kept for their answer's
-// sake kMaxRefused, for kRefusedTime. The inbox holds one function per fencing session and one per admin query.
+// sake kMaxRefused, for kRefusedTime. The inbox holds one function per fencing session, three per session on
+// the list, one per admin query.
 #pragma once
 
 #include <atomic>
@@ -25,6 +27,7 @@
 #include "lockd/daemon.h"
 #include "lockd/fencer.h"
 #include "lockd/loopback.h"
+#include "lockd/recorder.h"
 #include "rdma/fabric/fabric.h"
 
 namespace distfuse::lockd {
@@ -36,13 +39,16 @@ struct ServiceOptions {
   std::uint32_t slots = 65536;  ///< Primary ones; a quarter more is the overflow area.
   std::uint32_t incarnation = 1;
   DaemonLimits limits;
+  std::uint32_t lease_ms = 0;  ///< 0: none; else a list of sessions is needed.
 };
 
 class Service : private fabric::Handler, private DaemonActions {
  public:
-  /// Opens the fabric, makes the table and listens. Error: what the fabric says (EADDRINUSE, ENODEV …), ENOMEM, EINVAL.
+  /// Opens the fabric, makes the table and listens; `list` (null without leases) has the sessions that may come back. Error: what
+  /// the fabric says (EADDRINUSE, ENODEV …), ENOMEM, EINVAL.
   static Result<std::unique_ptr<Service>> create(const ServiceOptions& options,
-                                                 std::unique_ptr<Storage> storage);
+                                                 std::unique_ptr<Storage> storage,
+                                                 std::unique_ptr<SessionLog> list = nullptr);
   ~Service() override;
 
   [[nodiscard]] const std::string& address() const { return address_; }  ///< host:port bound.
@@ -53,13 +59,14 @@ class Service : private fabric::Handler, private DaemonActions {
 
  private:
   struct Peer {
-    std::unique_ptr<fabric::Connection> connection;
+    std::unique_ptr<fabric::Connection> connection;   ///< Null while its request waits.
+    std::unique_ptr<fabric::ConnectRequest> request;  ///< Of a Hello that is answered later.
     std::deque<std::vector<std::byte>> outgoing;
   };
   using Clock = std::chrono::steady_clock;
 
   explicit Service(const ServiceOptions& options) : options_(options), started_(Clock::now()) {}
-  Status init(std::unique_ptr<Storage> storage);
+  Status init(std::unique_ptr<Storage> storage, std::unique_ptr<SessionLog> list);
   Status make_table();
   [[nodiscard]] df_table table() const;
 
@@ -75,6 +82,9 @@ class Service : private fabric::Handler, private DaemonActions {
   void close(ConnectionId connection) override;
   void fence(SessionId session) override;
   std::vector<bool> owners_in_table() override;
+  void record(const SessionChange& change) override;
+  void greet(ConnectionId connection, const Greeting& greeting) override;
+  std::uint64_t lease_word(NodeId node) override;
 
   void keep(ConnectionId id, std::unique_ptr<fabric::Connection> connection);
   void accept(ConnectionId id, std::unique_ptr<fabric::ConnectRequest> request,
@@ -84,6 +94,7 @@ class Service : private fabric::Handler, private DaemonActions {
   void send_queued();
   void drop_overrun();
   void drop_refused();
+  void tell_time();
   [[nodiscard]] std::chrono::milliseconds patience() const;
   void enter(std::function<void()> function);
   [[nodiscard]] std::string describe();
@@ -107,6 +118,7 @@ class Service : private fabric::Handler, private DaemonActions {
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::vector<std::function<void()>> inbox_;  ///< Protected by mutex_.
+  std::unique_ptr<Recorder> recorder_;        ///< Its thread calls enter().
   std::unique_ptr<Fencer> fencer_;            ///< Last: its thread calls enter().
 };
 

@@ -3,9 +3,64 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 namespace distfuse::lockd {
+
+const char* to_string(SessionState state) {
+  switch (state) {
+    case SessionState::live:
+      return "live";
+    case SessionState::fencing:
+      return "fencing";
+    case SessionState::waiting:
+      return "waiting";
+    case SessionState::absent:
+      return "absent";
+    case SessionState::reclaiming:
+      return "reclaiming";
+  }
+  std::abort();
+}
+
+void SessionTable::restore(const std::vector<ListedSession>& listed) {
+  for (const auto& known : listed) {
+    Session session;
+    session.id = known.id;
+    session.node = known.node;
+    session.state = known.lost ? SessionState::fencing : SessionState::absent;
+    session.name = known.name;
+    session.listed = true;
+    by_node_.emplace(known.node, known.id);
+    sessions_.emplace(known.id, std::move(session));
+  }
+  // The table is new: every node id that no session has is free at once.
+  NodeId highest = 0;
+  for (const auto& known : listed) highest = std::max(highest, known.node);
+  for (; next_node_ <= highest; ++next_node_)
+    if (!by_node_.contains(next_node_)) free_nodes_.push_back(next_node_);
+}
+
+Result<const Session*> SessionTable::rejoin(SessionId id, ConnectionId control,
+                                            const std::string& name, std::string peer) {
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end() || it->second.state != SessionState::absent || it->second.name != name)
+    return Error{ESTALE, fmt::format("session {:#x} of {} is not awaited here", id, name)};
+  auto& session = it->second;
+  session.state = SessionState::reclaiming;
+  session.control = control;
+  session.peer = std::move(peer);
+  by_connection_.emplace(control, id);
+  return &session;
+}
+
+void SessionTable::leave_again(SessionId id) {
+  auto& session = sessions_.at(id);
+  (void)take_connections(session);
+  session.state = SessionState::absent;
+}
 
 Result<const Session*> SessionTable::open(ConnectionId control, std::string name,
                                           std::string peer) {
@@ -37,7 +92,7 @@ Result<const Session*> SessionTable::open(ConnectionId control, std::string name
 
 Result<const Session*> SessionTable::add_lane(ConnectionId lane, SessionId id) {
   const auto it = sessions_.find(id);
-  if (it == sessions_.end() || it->second.state != SessionState::live)
+  if (it == sessions_.end() || !it->second.joined())
     return Error{ESTALE, fmt::format("session {:#x} is not known here", id)};
   if (it->second.lanes.size() >= limits_.lanes)
     return Error{ENOSPC,
@@ -71,9 +126,10 @@ std::vector<ConnectionId> SessionTable::take_connections(Session& session) {
 
 std::vector<ConnectionId> SessionTable::lose(SessionId id) {
   const auto it = sessions_.find(id);
-  if (it == sessions_.end() || it->second.state != SessionState::live) return {};
+  if (it == sessions_.end()) return {};
+  if (!it->second.joined() && it->second.state != SessionState::absent) return {};
+  losses_ += it->second.joined() ? 1 : 0;  // An absent one left nothing in this table.
   it->second.state = SessionState::fencing;
-  ++losses_;
   return take_connections(it->second);
 }
 
@@ -85,6 +141,11 @@ std::vector<ConnectionId> SessionTable::remove(SessionId id) {
   used_nodes_.push_back(it->second.node);
   sessions_.erase(it);
   return connections;
+}
+
+Session* SessionTable::find(SessionId id) {
+  const auto it = sessions_.find(id);
+  return it == sessions_.end() ? nullptr : &it->second;
 }
 
 const Session* SessionTable::find(SessionId id) const {

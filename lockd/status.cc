@@ -19,15 +19,46 @@ std::uint64_t load(const df_u64& word) {
   return std::atomic_ref<df_u64>(const_cast<df_u64&>(word)).load(std::memory_order_relaxed);
 }
 
+std::uint64_t left(const Daemon& daemon, Milliseconds at) {
+  return at > daemon.now() ? at - daemon.now() : 0;
+}
+
 json session_json(const Daemon& daemon, const Session& session) {
-  return {{"session", session.id},
-          {"name", session.name},
-          {"node", session.node},
-          {"peer", session.peer},
-          {"state", session.state == SessionState::live ? "live" : "fencing"},
-          {"lanes", session.lanes.size()},
-          {"requests", daemon.requests(session)},
-          {"file_locks", daemon.file_locks().session_locks(session.id)}};
+  json shown{{"session", session.id},
+             {"name", session.name},
+             {"node", session.node},
+             {"peer", session.peer},
+             {"state", to_string(session.state)},
+             {"lanes", session.lanes.size()},
+             {"requests", daemon.requests(session)},
+             {"file_locks", daemon.file_locks().session_locks(session.id)}};
+  if (session.state == SessionState::fencing || session.state == SessionState::waiting)
+    shown["free_in_ms"] = left(daemon, session.free_at);
+  else if (session.deadline != kNever)
+    shown["lease_left_ms"] = left(daemon, session.deadline);
+  if (session.state == SessionState::reclaiming) shown["reclaimed"] = session.reclaimed;
+  return shown;
+}
+
+/// Normal; or who is awaited for how long.
+void add_phase(json& status, const Daemon& daemon) {
+  switch (daemon.phase()) {
+    case Daemon::Phase::normal:
+      status["phase"] = "normal";
+      return;
+    case Daemon::Phase::grace:
+      status["phase"] = "grace";
+      status["grace_left_ms"] = daemon.grace_left();
+      break;
+    case Daemon::Phase::resuming:
+      status["phase"] = "resuming";
+      break;
+  }
+  auto missing = json::array();
+  for (const auto& [id, session] : daemon.sessions().all())
+    if (session.state != SessionState::live && !session.reclaimed)
+      missing.push_back({{"session", id}, {"name", session.name}});
+  status["missing"] = std::move(missing);
 }
 
 json contended_json(const Daemon& daemon, std::uint32_t slot, std::uint64_t key,
@@ -82,15 +113,26 @@ json by_type(const std::array<std::uint64_t, DF_MSG_TYPES>& counts) {
 json counters_json(const Daemon& daemon, const ServiceStatus& service) {
   const auto& counters = daemon.counters();
   const auto locks = daemon.lock_counters();
-  return {{"messages", counters.messages},  {"received", by_type(counters.received)},
-          {"sent", by_type(counters.sent)}, {"malformed", counters.malformed},
-          {"refused", counters.refused},    {"byes", counters.byes},
-          {"lost", counters.lost},          {"asks", locks.asks},
-          {"grants", locks.grants},         {"revokes", locks.revokes},
-          {"finds", locks.finds},           {"rekeys", locks.rekeys},
-          {"glimpses", locks.glimpses},     {"freezes", locks.freezes},
-          {"repairs", locks.repairs},       {"drops", locks.drops},
-          {"wakeups", service.wakeups},     {"chains", service.chains}};
+  return {{"messages", counters.messages},
+          {"received", by_type(counters.received)},
+          {"sent", by_type(counters.sent)},
+          {"malformed", counters.malformed},
+          {"refused", counters.refused},
+          {"byes", counters.byes},
+          {"lost", counters.lost},
+          {"expired", counters.expired},
+          {"reclaimed", counters.reclaimed},
+          {"asks", locks.asks},
+          {"grants", locks.grants},
+          {"revokes", locks.revokes},
+          {"finds", locks.finds},
+          {"rekeys", locks.rekeys},
+          {"glimpses", locks.glimpses},
+          {"freezes", locks.freezes},
+          {"repairs", locks.repairs},
+          {"drops", locks.drops},
+          {"wakeups", service.wakeups},
+          {"chains", service.chains}};
 }
 
 std::uint64_t cpu_us() {
@@ -118,6 +160,8 @@ std::string status_json(const Daemon& daemon, std::span<std::byte> table,
   status["uptime_s"] = service.uptime.count();
   status["cpu_us"] = cpu_us();
   status["connections"] = service.connections;
+  status["lease_ms"] = daemon.options().lease_ms;
+  add_phase(status, daemon);
   auto sessions = json::array();
   for (const auto& [id, session] : daemon.sessions().all())
     sessions.push_back(session_json(daemon, session));
