@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * Hostile clients against lockd's state machine: the input is a list of steps, each a message of any bytes, a scribble into the
- * table (a client has the right to write there), a session's end, or progress of the loopback. lockd must neither crash nor
+ * table (a client has the right to write there), a session's end, the end of grace, or progress of the loopback. lockd must neither crash nor
  * leave its memory, and must be done with everything when all sessions are gone.
  */
 #include <cstdlib>
@@ -99,6 +99,7 @@ extern "C" int LLVMFuzzerTestOneInput(const df_u8 *data, size_t size)
 {
 	World world;
 
+	df_lockd_grace(world.lockd, size && data[0] == 255);
 	while (size >= 2) {
 		df_u8 step = data[0];
 		df_u32 node = 1 + data[1] % kConfig.sessions;
@@ -135,6 +136,8 @@ extern "C" int LLVMFuzzerTestOneInput(const df_u8 *data, size_t size)
 			df_lockd_session_gone(world.lockd, node, step & 1);
 			if (df_lockd_session_joined(world.lockd, node))
 				std::abort();
+		} else if (step == 150) {
+			df_lockd_grace(world.lockd, 0);
 		} else {
 			for (df_u8 i = 0; i < step % 8 + 1 && world.progress(); i++) {
 			}

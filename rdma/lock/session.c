@@ -38,7 +38,10 @@ static df_u64 wake_at(const struct df_session *session)
 	if (session->state == DF_SESSION_CONNECTING)
 		return earlier(earlier(at, session->connect_at),
 			       session->cut_at + session->give_up_ms);
-	return session->renewing ? at : earlier(at, session->renew_at);
+	if (session->renewing)
+		return earlier(at, session->suspected ? session->posted_at + session->give_up_ms
+						      : NEVER);
+	return earlier(at, session->renew_at);
 }
 
 static void suspect(struct df_session *session, struct df_session_out *out)
@@ -95,6 +98,12 @@ static void pass_time(struct df_session *session, df_u64 now_ms, struct df_sessi
 			lose(session, DF_LOSS_GIVEN_UP, out);
 		else if (now_ms >= session->connect_at)
 			connect_now(session, out);
+		return;
+	}
+	/* A connection that neither works nor ends. */
+	if (session->renewing && session->suspected &&
+	    now_ms - session->posted_at >= session->give_up_ms) {
+		lose(session, DF_LOSS_GIVEN_UP, out);
 		return;
 	}
 	if (session->renewing || now_ms < session->renew_at)

@@ -44,7 +44,7 @@
  *   re-asserted, or is fenced and a whole lease has passed since lockd began. Its Welcome and its renewals in the new table count
  *   like any other: of a session that came, and did not say Reclaimed, that deadline must pass (Loss, 3).
  *   A client whose session is refused (fenced, or grace was over): lost, see above.
- *   A client that reaches no lockd for give_up_ms: lost, requests fail; it goes on trying for a new session.
+ *   A client that reaches no lockd for give_up_ms (no connection, or a renewal that does not complete and trust is over): lost, requests fail; it goes on trying for a new session.
  *
  * storaged's restart: it remembers fences on disk, and yet accepts no request but lockd's until lockd has sent Sessions{incarnation,
  *   high, ids}: who lives; ids above `high` began later and are accepted unless fenced; all others are refused as fenced. An

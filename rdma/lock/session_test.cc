@@ -197,6 +197,27 @@ TEST_F(Session, GivesUp)
 	EXPECT_FALSE(out.reassert);
 }
 
+TEST_F(Session, GivesUpAConnectionThatNeitherWorksNorEnds)
+{
+	tick(1250);
+	tick(1700);
+	ASSERT_TRUE(out.suspect);
+	EXPECT_EQ(out.wake_at, 1250 + kGiveUp);
+	tick(1250 + kGiveUp - 1);
+	EXPECT_FALSE(out.lost);
+	tick(1250 + kGiveUp);
+	EXPECT_EQ(out.lost, DF_LOSS_GIVEN_UP);
+	EXPECT_FALSE(out.suspect) << "said already";
+	begin(kLease);
+	session.give_up_ms = 100; /* while caches are trusted nothing is given up */
+	tick(1250);
+	tick(1699);
+	EXPECT_FALSE(out.lost);
+	tick(1700);
+	EXPECT_EQ(out.lost, DF_LOSS_GIVEN_UP);
+	EXPECT_TRUE(out.suspect);
+}
+
 TEST_F(Session, ReclaimsInGrace)
 {
 	df_welcome next = welcome(8, 1200);
