@@ -250,34 +250,14 @@ void Daemon::bye(const Session& session) {
   end(session.id, true);
 }
 
-/// Nothing new is given while sessions of the list may still hold it. True: it is answered.
+/// No file lock is given while sessions of the list may still hold it (the lock core does so by itself). True: it is answered.
 bool Daemon::defer_in_grace(const Session& session, const df_msg& message) {
   if (phase_ == Phase::normal) return false;
   const auto& head = message.head;
-  df_msg reply;
-  switch (head.type) {
-    case DF_MSG_ASK:
-      df_msg_init(&reply, DF_MSG_GRANT, head.slot, head.key, head.seq);
-      reply.grant.status = DF_GRANT_BUSY;
-      break;
-    case DF_MSG_GLIMPSE:
-      df_msg_init(&reply, DF_MSG_GLIMPSE_REPLY, head.slot, head.key, head.seq);
-      reply.glimpse_reply.status = DF_GLIMPSE_BUSY;
-      break;
-    case DF_MSG_FILE_LOCK:
-      if ((message.file.flags & DF_FILE_RECLAIM) != 0) return false;
-      reply_file(session, head.key, head.seq, EAGAIN);
-      return true;
-    case DF_MSG_FILE_TEST:
-      reply_file(session, head.key, head.seq, EAGAIN);
-      return true;
-    default:
-      return false;
-  }
-  if (df_msg_slot_in(&head, df_table_slots(&options_.table)) == 0)
-    return false;  // The core drops it.
-  send(session, reply);
-  return true;
+  const bool asks = head.type == DF_MSG_FILE_TEST ||
+                    (head.type == DF_MSG_FILE_LOCK && (message.file.flags & DF_FILE_RECLAIM) == 0);
+  if (asks) reply_file(session, head.key, head.seq, EAGAIN);
+  return asks;
 }
 
 void Daemon::dispatch(const Session& session, const df_msg& message) {

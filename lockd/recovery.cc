@@ -141,6 +141,7 @@ void Daemon::finish_drops() {
 
 void Daemon::recover(const std::vector<ListedSession>& listed) {
   if (listed.empty()) return;
+  df_lockd_grace(lockd_, 1);
   sessions_.restore(listed);
   Milliseconds longest = 0;
   for (const auto& known : listed) {
@@ -205,6 +206,7 @@ void Daemon::lose_absentees() {
 
 void Daemon::resume() {
   phase_ = Phase::normal;
+  df_lockd_grace(lockd_, 0);
   std::size_t resumed = 0;
   for (auto& [id, session] : sessions_.all()) {
     session.listed = false;

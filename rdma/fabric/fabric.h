@@ -92,6 +92,8 @@ class Handler {
   virtual void on_message(Connection& connection, std::span<const std::byte> message) = 0;
   virtual void on_completion(Connection& connection, std::uint64_t cookie,
                              const Status& status) = 0;
+  /// ECONNRESET: the peer itself ended it: it closed its end, or died and its kernel did. Any other code: not known; the peer may
+  /// live and believe itself connected (timeouts, a device or network that failed, malformed frames).
   virtual void on_disconnect(Connection& connection, const Error& reason) = 0;
 };
 

@@ -47,6 +47,7 @@ Status Stream::flush() {
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN) break;
+      if (errno == EPIPE) errno = ECONNRESET;  // The peer's end was seen before.
       return system_failure("send");
     }
     out_start_ += static_cast<std::size_t>(n);

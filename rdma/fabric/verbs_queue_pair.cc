@@ -184,8 +184,9 @@ QueuePair::Outcome QueuePair::absorb(const ibv_wc& completion) {
   const auto id = WrId::unpack(completion.wr_id);
   if (completion.status != IBV_WC_SUCCESS) {
     outcome.kind = Outcome::Kind::broken;
-    outcome.error = Error{
-        ECONNRESET, std::string("queue pair: ") + device_->calls.wc_status_str(completion.status)};
+    // A retry that ran out says nothing about the peer; its end comes as an event of the connection manager.
+    outcome.error =
+        Error{EIO, std::string("queue pair: ") + device_->calls.wc_status_str(completion.status)};
     return outcome;
   }
   if (id.kind == WrId::Kind::receive) return receive(completion, id.slot);
