@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* What the files of lockd's core share: lockd.c (sessions, dispatch), lockd_queue.c, lockd_repair.c, lockd_find.c. */
+/* What the files of lockd's core share: lockd.c (sessions, dispatch), lockd_queue.c, lockd_requests.c, lockd_repair.c, lockd_find.c. */
 #ifndef DISTFUSE_LOCKD_INTERNAL_H
 #define DISTFUSE_LOCKD_INTERNAL_H
 
@@ -137,10 +137,11 @@ static inline int df_lockd_is_live(const struct df_lockd *lockd, df_u32 node)
 struct df_object *df_object_find(struct df_lockd *lockd, df_u32 slot);
 /* Finds or makes the slot's object and queues the waiter. -1: no object left. */
 int df_queue_add(struct df_lockd *lockd, df_u32 slot, struct df_waiter *waiter);
-void df_queue_ask(struct df_lockd *lockd, df_u32 node, const struct df_msg_ask *ask);
-void df_queue_released(struct df_lockd *lockd, df_u32 node, const struct df_msg_released *released);
-void df_queue_cancel(struct df_lockd *lockd, df_u32 node, const struct df_msg_head *head);
-void df_queue_session_gone(struct df_lockd *lockd, struct df_object *object, df_u32 node);
+/* Takes a waiter out of the middle; `before`: the one before it, NULL for the head. */
+void df_queue_unlink(struct df_object *object, struct df_waiter *before, struct df_waiter *waiter);
+/* Sends Grant with this status, and frees the waiter. */
+void df_queue_answer(struct df_lockd *lockd, struct df_object *object, struct df_waiter *waiter,
+		     df_u32 status);
 void df_queue_chain_done(struct df_lockd *lockd, struct df_object *object, df_u64 old,
 			 const struct df_slot *image);
 /* Something about the slot changed: look at the word again. */
@@ -152,6 +153,12 @@ int df_owes(const struct df_object *object, df_u32 node);
 void df_owes_set(struct df_object *object, df_u32 node);
 int df_owes_clear(struct df_object *object, df_u32 node);
 void df_chain_hints(struct df_chain *chain, struct df_object *object);
+
+/* lockd_requests.c */
+void df_queue_ask(struct df_lockd *lockd, df_u32 node, const struct df_msg_ask *ask);
+void df_queue_released(struct df_lockd *lockd, df_u32 node, const struct df_msg_released *released);
+void df_queue_cancel(struct df_lockd *lockd, df_u32 node, const struct df_msg_head *head);
+void df_queue_session_gone(struct df_lockd *lockd, struct df_object *object, df_u32 node);
 
 /* lockd_repair.c */
 void df_repair_clear_owner(struct df_lockd *lockd, struct df_object *object);
