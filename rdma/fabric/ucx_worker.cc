@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "rdma/fabric/ucx_chain.h"
 
@@ -312,7 +313,8 @@ void UcxWorker::expire() {
   const auto now = Clock::now();
   expire_callers(now);
   if (waiting_ == 0) return;
-  connections_.expire(now, [this](auto& connection, Error reason) { fail(connection, reason); });
+  connections_.expire(
+      now, [this](auto& connection, Error reason) { fail(connection, std::move(reason)); });
 }
 
 std::optional<Clock::time_point> UcxWorker::next_deadline() const {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "rdma/fabric/address.h"
 
@@ -217,8 +218,9 @@ void VerbsWorker::wake() {
 
 void VerbsWorker::expire() {
   if (waiting_ == 0) return;
-  connections_.expire(Clock::now(),
-                      [this](auto& connection, Error reason) { fail(connection, reason); });
+  connections_.expire(Clock::now(), [this](auto& connection, Error reason) {
+    fail(connection, std::move(reason));
+  });
 }
 
 /// Ends a connection once: what is posted completes with the reason, then on_disconnect follows, all by deliver().
