@@ -34,6 +34,7 @@ Shape shape_of(std::uint64_t seed)
 	shape.lockd.asks = shape.keys + 8;
 	shape.kills = between(0, 2) != 0;
 	shape.intentions = between(0, 1) != 0;
+	shape.restarts = between(0, 2) == 0;
 	return shape;
 }
 
@@ -64,6 +65,8 @@ TEST(Simulator, ManySeeds)
 			add(total.guests, stats.guests);
 			add(total.glimpsed, stats.glimpsed);
 			add(total.versions, stats.versions);
+			add(total.restarts, stats.restarts);
+			add(total.reasserted, stats.reasserted);
 			add(total.lockd.grants, stats.lockd.grants);
 			add(total.lockd.revokes, stats.lockd.revokes);
 			add(total.lockd.rekeys, stats.lockd.rekeys);
@@ -79,11 +82,13 @@ TEST(Simulator, ManySeeds)
 		  << total.lockd.repairs << ", died " << total.lockd.died << ", would block "
 		  << total.would_block << ", busy " << total.busy << ", guests " << total.guests
 		  << ", glimpses " << total.glimpsed << ", versions trusted " << total.versions
+		  << ", restarts " << total.restarts << ", re-asserted " << total.reasserted
 		  << '\n';
 	/* A run that did not go there proves nothing. */
-	for (df_u64 seen : {total.lockd.grants, total.lockd.revokes, total.lockd.rekeys,
-			    total.lockd.freezes, total.lockd.repairs, total.would_block, total.busy,
-			    total.guests, total.glimpsed, total.versions})
+	for (df_u64 seen :
+	     {total.lockd.grants, total.lockd.revokes, total.lockd.rekeys, total.lockd.freezes,
+	      total.lockd.repairs, total.would_block, total.busy, total.guests, total.glimpsed,
+	      total.versions, total.restarts, total.reasserted})
 		EXPECT_GT(seen, 0u);
 }
 

@@ -6,24 +6,7 @@
 namespace distfuse::lock_simulator
 {
 
-namespace
-{
-enum {
-	kToLockd,
-	kToClient,
-	kChain,
-	kShed,
-	kFreeze,
-	kLoop,
-	kLoopDone,
-	kThread,
-	kGone,
-	kJoin,
-};
-} // namespace
-
-Simulator::Simulator(std::uint64_t seed, const Shape &shape)
-    : seed_(seed), shape_(shape), random_(seed), clients_(shape.clients), content_(shape.keys)
+void Simulator::start_lockd()
 {
 	df_lockd_shell shell{};
 
@@ -42,11 +25,17 @@ Simulator::Simulator(std::uint64_t seed, const Shape &shape)
 	shell.drop = [](void *context, df_u32, int reason) {
 		static_cast<Simulator *>(context)->dropped_ = df_drop_text(reason);
 	};
-	table_.resize(shape.lockd.buckets * DF_BUCKET_SLOTS + shape.lockd.overflow);
+	table_.assign(shape_.lockd.buckets * DF_BUCKET_SLOTS + shape_.lockd.overflow, df_slot{});
 	for (df_u32 i = 0; i < table_.size(); i++)
 		df_lockd_prepare_slot(&table_[i], i);
-	memory_.resize(df_lockd_memory(&shape.lockd) / 8);
-	lockd_ = df_lockd_init(memory_.data(), &shape.lockd, &shell);
+	memory_.assign(df_lockd_memory(&shape_.lockd) / 8, 0);
+	lockd_ = df_lockd_init(memory_.data(), &shape_.lockd, &shell);
+}
+
+Simulator::Simulator(std::uint64_t seed, const Shape &shape)
+    : seed_(seed), shape_(shape), random_(seed), clients_(shape.clients), content_(shape.keys)
+{
+	start_lockd();
 	for (Client &client : clients_)
 		join(client);
 }
@@ -190,10 +179,11 @@ void Simulator::collect(std::vector<Move> &moves)
 		if (!client.to_lockd.empty() && !client.gone)
 			add(kToLockd, c, 0);
 		if (!client.alive) {
-			add(client.gone ? kJoin : kGone, c, 0);
+			if (!client.gone || !grace_)
+				add(client.gone ? kJoin : kGone, c, 0);
 			continue;
 		}
-		if (!client.to_client.empty())
+		if (!client.to_client.empty() && !client.resuming)
 			add(kToClient, c, 0);
 		for (unsigned i = 0; i < client.freezes.size(); i++)
 			if (freeze_ready(client, client.freezes[i]))
@@ -212,6 +202,7 @@ void Simulator::collect(std::vector<Move> &moves)
 				add(kThread, c, t);
 		}
 	}
+	collect_grace(moves);
 	if (!loop_.empty())
 		add(kLoop, 0, 0);
 	if (!loop_done_.empty())
@@ -263,6 +254,15 @@ void Simulator::perform(const Move &move)
 	case kGone:
 		gone(client);
 		break;
+	case kReassert:
+		reassert(client, which);
+		break;
+	case kResume:
+		resume();
+		break;
+	case kClientResume:
+		resume(client);
+		break;
 	default:
 		join(client);
 		break;
@@ -279,8 +279,10 @@ void Simulator::disturb()
 		return;
 	switch (below(12)) {
 	case 0:
-		if (shape_.kills && below(8) == 0)
+		if (shape_.kills && !grace_ && below(8) == 0)
 			kill(client);
+		else if (shape_.restarts && below(12) == 0)
+			restart();
 		break;
 	case 1:
 	case 2:
@@ -291,7 +293,10 @@ void Simulator::disturb()
 	case 4:
 	case 5:
 		if (df_lock_quiet(&client.locks[key].core)) { /* the shell forgets the inode */
+			unsigned detached = client.locks[key].core.detached;
 			df_lock_init(&client.locks[key].core, &client.table, key_of(key));
+			if (detached)
+				df_lock_detach(&client.locks[key].core);
 			client.locks[key].seen = false;
 		}
 		break;

@@ -26,10 +26,27 @@
 namespace distfuse::lock_simulator
 {
 
+/* What may happen next. */
+enum {
+	kToLockd,
+	kToClient,
+	kChain,
+	kShed,
+	kFreeze,
+	kLoop,
+	kLoopDone,
+	kThread,
+	kGone,
+	kJoin,
+	kReassert,
+	kResume,
+	kClientResume,
+};
+
 struct Shape {
 	unsigned clients = 3, threads = 2, keys = 4, steps = 1500;
 	df_lockd_config lockd{1, 2, 8, 8, 32, 16};
-	bool kills = true, intentions = true;
+	bool kills = true, intentions = true, restarts = true;
 };
 
 struct Chain {
@@ -49,6 +66,7 @@ struct Lock {
 	df_lock core{};
 	std::unique_ptr<Chain> chain;
 	bool parked = false, shedding = false;
+	bool pending = false;	       /* lockd has restarted; not yet re-asserted */
 	df_u32 gate_slot = DF_NO_SLOT; /* the stay inside the gate */
 	df_u32 keep = 0;
 	std::vector<unsigned> pins; /* by mode */
@@ -61,6 +79,7 @@ struct Client {
 	df_table table{};
 	df_u32 node = 0;
 	bool alive = false, gone = true;
+	bool resuming = false; /* Resume is on its way */
 	std::vector<Lock> locks;
 	std::vector<Thread> threads;
 	std::deque<df_msg> to_lockd, to_client;
@@ -72,7 +91,7 @@ struct Client {
 
 struct Stats {
 	df_u64 grants = 0, would_block = 0, busy = 0, steps = 0, guests = 0, glimpsed = 0,
-	       versions = 0;
+	       versions = 0, restarts = 0, reasserted = 0;
 	df_lockd_counters lockd{};
 };
 
@@ -94,6 +113,12 @@ class Simulator
 	std::string describe(const Client &client, unsigned key) const;
 	unsigned below(unsigned n) { return n ? static_cast<unsigned>(random_() % n) : 0; }
 	df_u64 key_of(unsigned index) const { return df_key_inode(index + 1); }
+	void start_lockd();
+	void restart();
+	void reassert(Client &client, unsigned key);
+	void resume();
+	void resume(Client &client);
+	void collect_grace(std::vector<Move> &moves);
 	void join(Client &client);
 	void kill(Client &client);
 	void gone(Client &client);
@@ -134,7 +159,7 @@ class Simulator
 	std::deque<Chain> loop_done_;
 	std::vector<Client> clients_;
 	std::vector<Content> content_;
-	bool active_ = true;
+	bool active_ = true, grace_ = false;
 	std::string dropped_;
 	Stats stats_;
 };

@@ -22,7 +22,11 @@ void Simulator::output(Client &client, unsigned key, const df_out &out)
 
 	if (out.wake & DF_WAKE_RELEASED)
 		lock.shedding = false;
-	if (out.wake)
+	if (out.wake & DF_WAKE_FORFEITED)
+		fail("nobody lies, and a lock is forfeited" + describe(client, key));
+	if (out.wake & DF_WAKE_REASSERTED)
+		lock.pending = false, stats_.reasserted++;
+	if (out.wake && !lock.core.asserting) /* its BUSY is for df_lock_reassert */
 		wake(client, key, out.wake);
 	if (out.shed) {
 		lock.shedding = true;
