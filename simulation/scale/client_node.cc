@@ -10,6 +10,7 @@ namespace {
 
 constexpr Time kFirstPause = 1'000'000 * kNanosecond;
 constexpr Time kLongestPause = 100 * kFirstPause;
+constexpr double kMicrosecond = 1000 * kNanosecond;
 
 }  // namespace
 
@@ -26,6 +27,10 @@ ClientNode::Lock* ClientNode::find(std::uint32_t lockd, df_u64 key) {
   for (Lock& lock : locks_)
     if (lock.core.key == key && lock.lockd == lockd) return &lock;
   return nullptr;
+}
+
+df_u64 ClientNode::hold_clock(Time now) const {
+  return static_cast<df_u64>(static_cast<double>(now) * parameters_.hold_divisor / kMicrosecond);
 }
 
 Time ClientNode::leaves(Time now) {
@@ -48,7 +53,7 @@ void ClientNode::begin(const Operation& operation, std::uint32_t lockd, Time now
   begun_ = now;
   pause_ = kFirstPause;
   if (df_lock_pin(&locks_[operation_lock_].core, operation.mode) == DF_PIN_OK)
-    granted(now, true);
+    granted(true);
   else
     want(now);
 }
@@ -61,9 +66,10 @@ void ClientNode::want(Time now) {
     case DF_WANT_HELD:
       if (df_lock_pin(&lock.core, operation_.mode) != DF_PIN_OK)
         throw std::runtime_error("a lock is held, and not to be pinned");
-      granted(now, false);
+      granted(false);
       break;
     case DF_WANT_STARTED:
+      df_hold_wanted(&lock.hold, hold_clock(now));
       perform(operation_lock_, out, now);
       break;
     default:
@@ -77,9 +83,9 @@ void ClientNode::retry(Time now) {
   want(now);
 }
 
-void ClientNode::granted(Time now, bool cached) {
+void ClientNode::granted(bool cached) {
   waiting_ = false;
-  if (!cached) locks_[operation_lock_].granted_at = now;
+  df_hold_used(&locks_[operation_lock_].hold);
   network_.pinned(operation_.key, operation_.mode, 1);
   network_.operation_granted(index_, operation_, begun_, cached);
 }
@@ -102,6 +108,7 @@ void ClientNode::perform(std::uint32_t index, const df_out& out, Time now) {
   if (out.wake != 0) wake(index, out.wake, now);
   if (out.shed != 0) {
     locks_[index].keep = out.keep;
+    if (locks_[index].core.revoke_seq != 0) df_hold_shed(&locks_[index].hold, hold_clock(now));
     begin_shed(index, now);
   }
   for (std::uint32_t i = 0; i < out.messages; ++i) send(locks_[index].lockd, out.message[i], now);
@@ -110,10 +117,11 @@ void ClientNode::perform(std::uint32_t index, const df_out& out, Time now) {
 
 void ClientNode::wake(std::uint32_t index, std::uint32_t wake, Time now) {
   if ((wake & DF_WAKE_LOST) != 0) throw std::runtime_error("a session is lost");
+  if ((wake & DF_WAKE_GRANTED) != 0) df_hold_granted(&locks_[index].hold, hold_clock(now));
   if (!waiting_ || index != operation_lock_) return;
   if ((wake & DF_WAKE_GRANTED) != 0 &&
       df_lock_pin_granted(&locks_[index].core, operation_.mode) == DF_PIN_OK)
-    granted(now, false);
+    granted(false);
   else if ((wake & DF_WAKE_BUSY) != 0)
     network_.operation_retries_at(index_, now + pause_);
 }
@@ -179,10 +187,13 @@ void ClientNode::message(std::uint32_t lockd, const df_msg& message, Time now) {
     send(lockd, reply, now);
     return;
   }
-  const Time until = lock->granted_at + from_ns(parameters_.minimum_hold_ns);
-  if (message.head.type == DF_MSG_REVOKE && lock->core.held != DF_NL && now < until) {
-    network_.deliver_later(index_, lockd, message, until);
-    return;
+  if (message.head.type == DF_MSG_REVOKE && lock->core.held != DF_NL &&
+      parameters_.hold_divisor > 0) {
+    const df_u64 serve = df_hold_revoked(&lock->hold, hold_clock(now));
+    if (serve > hold_clock(now)) {
+      const double later = static_cast<double>(serve) * kMicrosecond / parameters_.hold_divisor;
+      return network_.deliver_later(index_, lockd, message, static_cast<Time>(later) + kNanosecond);
+    }
   }
   df_out out;
   if (df_lock_message(&lock->core, &message, nullptr, &out) != 0)

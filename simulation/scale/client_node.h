@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "rdma/lock/client.h"
+#include "rdma/lock/hold.h"
 #include "simulation/scale/parameters.h"
 #include "simulation/scale/workload.h"
 
@@ -63,7 +64,7 @@ class ClientNode {
     df_lock core{};
     std::uint32_t lockd = 0;
     std::uint32_t keep = 0;
-    Time granted_at = 0;
+    df_hold hold{};
     df_chain parked_chain{};
     bool parked = false;      // a chain on a frozen slot
     bool staying = false;     // a chain on the slot's word is posted, or its undo is about to be
@@ -73,7 +74,7 @@ class ClientNode {
   std::uint32_t lock_of(std::uint32_t lockd, df_u64 key);
   Lock* find(std::uint32_t lockd, df_u64 key);
   void want(Time now);
-  void granted(Time now, bool cached);
+  void granted(bool cached);
   void perform(std::uint32_t lock, const df_out& out, Time now);
   void wake(std::uint32_t lock, std::uint32_t wake, Time now);
   void begin_shed(std::uint32_t lock, Time now);
@@ -84,6 +85,8 @@ class ClientNode {
   void answer_freezes(std::uint32_t lock, Time now);
   [[nodiscard]] bool frozen(std::uint32_t lockd, std::uint32_t slot) const;
   Time leaves(Time now);
+  /// The time that hold.h's machine is told (µs).
+  [[nodiscard]] df_u64 hold_clock(Time now) const;
 
   const Parameters& parameters_;
   ClientNetwork& network_;

@@ -61,8 +61,7 @@ class LoadRun final : private SimulationObserver {
   /// Counted in acquires: what is cached takes no time, and rounds of revokes are what is to be seen.
   void advance() {
     const auto clients = std::uint64_t{options_.clients};
-    if (stage_ == Stage::warming && (acquires_ >= source_.warm_acquires() * clients ||
-                                     simulation_.events() >= options_.events)) {
+    if (stage_ == Stage::warming && acquires_ >= source_.warm_acquires() * clients) {
       stage_ = Stage::measuring;
       before_ = used();
       events_before_ = simulation_.events();

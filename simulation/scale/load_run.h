@@ -19,7 +19,7 @@ struct LoadOptions {
   std::uint64_t seed = 1;
   /// The measurement ends when it has seen so many acquires of each client on average, or so many events.
   std::uint32_t acquires = 50;
-  std::uint64_t events = 4'000'000;  // as many before the measurement at most
+  std::uint64_t events = 4'000'000;
 };
 
 /// Of the measured time, unless said otherwise; of lockds and words the busiest.

@@ -33,7 +33,7 @@ constexpr std::array kFields = {
     ParameterField{"lockd_core_ns", &Parameters::lockd_core_ns},
     ParameterField{"lockd_waiter_ns", &Parameters::lockd_waiter_ns},
     ParameterField{"lockd_session_ns", &Parameters::lockd_session_ns},
-    ParameterField{"minimum_hold_ns", &Parameters::minimum_hold_ns},
+    ParameterField{"hold_divisor", &Parameters::hold_divisor},
 };
 
 struct Point {

@@ -54,8 +54,9 @@ struct Parameters {
   double lockd_waiter_ns = 1.5;   // and for each waiter in the slot's queue
   double lockd_session_ns = 2;    // a stage of revokes, for each live session
 
-  // Policy at the clients.
-  double minimum_hold_ns = 0;  // a Revoke is kept back until a grant is this old
+  // Policy at the clients. 0: a Revoke is served at once. Else locks that bounce are held for a while (rdma/lock/hold.h), its
+  // times divided by this.
+  double hold_divisor = 0;
 };
 
 struct ParameterField {

@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 
+#include "rdma/lock/hold.h"
 #include "simulation/scale/load_run.h"
 #include "simulation/scale/measure.h"
 #include "simulation/scale/report.h"
@@ -142,21 +143,25 @@ TEST(Scale, OneWordHasItsRate) {
 }
 
 TEST(Scale, AQueueStarvesNobody) {
-  const auto result = run(options_of(Workload::hot_write, 200));
+  Parameters held;
+  held.hold_divisor = 1;
+  const auto options = options_of(Workload::hot_write, 200);
+  const auto result = run(options);
   EXPECT_LT(result.max_us, 1.3 * result.p50_us) << "in order: all wait for about one round";
+  EXPECT_LT(run(options, held).max_us, 200 * (DF_HOLD_MAX_US + 100.0))
+      << "a round of the longest holds";
 }
 
-// It pays where the holder has work to do, and only there.
-TEST(Scale, AMinimumHoldTradesWaitForWork) {
-  auto options = options_of(Workload::hot_write, 50);
-  Parameters held;
-  held.minimum_hold_ns = 1e6;
-  const auto idle_eager = run(options), idle_patient = run(options, held);
-  EXPECT_LT(idle_patient.operations_per_second, idle_eager.operations_per_second);
+// It is for those who have work to do while they hold.
+TEST(Scale, AnAdaptiveHoldTradesWaitForWork) {
+  auto options = options_of(Workload::hot_write, 20);
   options.details.think_ns = 1000;
+  Parameters held;
+  held.hold_divisor = 1;
   const auto eager = run(options), patient = run(options, held);
-  EXPECT_GT(patient.operations_per_second, 2 * eager.operations_per_second);
+  EXPECT_GT(patient.operations_per_second, 3 * eager.operations_per_second);
   EXPECT_GT(patient.p99_us, eager.p99_us);
+  EXPECT_LT(patient.messages_per_operation, eager.messages_per_operation / 3);
 }
 
 TEST(Scale, AStormAsksWhomTheHintsName) {
