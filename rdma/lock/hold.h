@@ -22,9 +22,9 @@
  * The time doubles, 1 ms to 20 ms, each time that a tenure was brief and the lock is wanted again at once; it halves when either
  * was not so, and for each 50 ms of quiet.
  *
- * Limits: a revoke is held back once a grant and for 20 ms after the grant at most: with n
- * holders revoked in parallel the wait is one, with a queue of n writers each waits n hold times. 20 ms: twenty hand-overs' cost, and
- * below what a user at a terminal notices. A lock that nobody has used since its grant is never held back.
+ * Limits: a revoke is held back once a grant, and until 20 ms after the grant at most. Holders revoked in parallel cost one such wait; in
+ * a queue of n writers each waits n at most. 20 ms: twenty hand-overs' cost, and below what a user at a terminal notices. A lock that nobody
+ * has used since its grant is never held back.
  *
  * Known weakness: fairness is by tenure, not by work done in it.
  */
