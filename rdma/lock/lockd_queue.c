@@ -158,14 +158,18 @@ void df_queue_answer(struct df_lockd *lockd, struct df_object *object, struct df
 	df_waiter_free(lockd, waiter);
 }
 
-/* Those who asked for the key that the slot had before. */
+/*
+ * Those who asked for the key that the slot had before. Not before a Revoke is answered: what they held is given up in the word, but its
+ * completion may still be on its way to them, and they take STALE only when nothing is held or in flight.
+ */
 static void answer_stale(struct df_lockd *lockd, struct df_object *object)
 {
 	struct df_waiter *before = NULL, *waiter = object->head, *next;
 
 	for (; waiter; waiter = next) {
 		next = waiter->next;
-		if (waiter->kind == DF_WAITER_ASK && waiter->key != object->image.key) {
+		if (waiter->kind == DF_WAITER_ASK && waiter->key != object->image.key &&
+		    !df_owes(object, waiter->node)) {
 			df_queue_unlink(object, before, waiter);
 			df_queue_answer(lockd, object, waiter, DF_GRANT_STALE);
 		} else {
