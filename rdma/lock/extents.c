@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-#include "rdma/lock/extents.h"
+#include "rdma/lock/extents_internal.h"
 
 enum { STAGE_INODE, STAGE_SIZE, STAGE_RESERVE, STAGE_EXTENTS, STAGE_READY };
-
-#define NEVER (~0ull)
 
 const struct df_extents_policy df_extents_default = {
 	.shift = 22,
@@ -23,16 +21,6 @@ static int writes(const struct df_access *access)
 	       access->kind == DF_ACCESS_WHOLE;
 }
 
-static int intention(df_u32 mode)
-{
-	return mode == DF_IS || mode == DF_IX;
-}
-
-static int caches(df_u32 mode)
-{
-	return mode == DF_S || mode == DF_X;
-}
-
 /* --- entries ------------------------------------------------------------------------------ */
 
 static struct df_extent *find(struct df_extents *file, df_u32 number)
@@ -50,7 +38,7 @@ static struct df_extent *find(struct df_extents *file, df_u32 number)
 	return NULL;
 }
 
-static struct df_extent *by_key(struct df_extents *file, df_u64 key)
+struct df_extent *df_extent_by_key(struct df_extents *file, df_u64 key)
 {
 	df_u32 number;
 
@@ -65,12 +53,6 @@ static void use(struct df_extents *file, struct df_extent *entry, df_u64 now)
 	entry->order = ++file->order;
 }
 
-static int colder(const struct df_extents *file, const struct df_extent *a,
-		  const struct df_extent *b)
-{
-	return !b || file->order - a->order > file->order - b->order;
-}
-
 /* The coldest that nobody uses, held or not. */
 static struct df_extent *coldest(struct df_extents *file, int held)
 {
@@ -83,7 +65,7 @@ static struct df_extent *coldest(struct df_extents *file, int held)
 		if (!entry->present && !held)
 			return entry;
 		if (entry->present && !entry->users && (entry->held != DF_NL) == held &&
-		    colder(file, entry, found))
+		    df_extent_colder(file, entry, found))
 			found = entry;
 	}
 	return found;
@@ -105,7 +87,7 @@ static struct df_extent *make(struct df_extents *file, df_u32 number)
 
 /* --- contention --------------------------------------------------------------------------- */
 
-static void wait_longer(const struct df_extents *file, struct df_extent *entry, df_u64 now)
+void df_extent_wait_longer(const struct df_extents *file, struct df_extent *entry, df_u64 now)
 {
 	entry->calm_at = now + entry->calm_wait;
 	entry->calm_wait = entry->calm_wait * 2 < file->policy.calm_max_ms
@@ -113,42 +95,11 @@ static void wait_longer(const struct df_extents *file, struct df_extent *entry, 
 				   : file->policy.calm_max_ms;
 }
 
-static void go_uncached(const struct df_extents *file, struct df_extent *entry, df_u64 now)
+void df_extent_go_uncached(const struct df_extents *file, struct df_extent *entry, df_u64 now)
 {
 	if (!entry->uncached)
-		wait_longer(file, entry, now);
+		df_extent_wait_longer(file, entry, now);
 	entry->uncached = 1;
-}
-
-/* A cached hold is taken away: 1 if that was once too often. */
-static int bounced(const struct df_extents *file, struct df_extent *entry, df_u64 now)
-{
-	if (entry->hits >= file->policy.worth) {
-		entry->bounces = 0;
-		entry->calm_wait = file->policy.calm_ms;
-	} else {
-		if (entry->bounces && now - entry->revoked_at > file->policy.bounce_ms)
-			entry->bounces = 0;
-		if (entry->bounces < 255)
-			entry->bounces++;
-	}
-	entry->revoked_at = now;
-	entry->hits = 0;
-	return entry->bounces >= file->policy.bounces;
-}
-
-/* The same over all extents: small records dealt out in turn may never bounce one extent often enough. */
-static void heat(struct df_extents *file, const struct df_extent *entry, df_u64 now)
-{
-	if (!entry->bounces || now - file->heat_at > file->policy.bounce_ms)
-		file->heat = 0;
-	if (!entry->bounces)
-		return;
-	file->heat_at = now;
-	if (file->heat < 255)
-		file->heat++;
-	if (file->heat >= file->policy.bounces)
-		file->hot_until = now + file->policy.bounce_ms;
 }
 
 /* Caching again, on probation. */
@@ -163,18 +114,9 @@ static void return_to_cache(const struct df_extents *file, struct df_extent *ent
 
 /* --- steps -------------------------------------------------------------------------------- */
 
-static void step_init(struct df_step *step, df_u32 kind, df_u64 key, df_u32 mode)
-{
-	memset(step, 0, sizeof(*step));
-	step->kind = (df_u8)kind;
-	step->key = key;
-	step->mode = (df_u8)mode;
-	step->wake_at = NEVER;
-}
-
 static void step_try(struct df_step *step, df_u64 key, df_u32 mode)
 {
-	step_init(step, DF_STEP_LOCK, key, mode);
+	df_step_init(step, DF_STEP_LOCK, key, mode);
 	step->try_only = 1;
 }
 
@@ -182,9 +124,9 @@ static void step_try(struct df_step *step, df_u64 key, df_u32 mode)
 static void step_ask(struct df_step *step, df_u64 key, df_u32 held, df_u32 mode)
 {
 	if (held == DF_S && mode == DF_IX)
-		step_init(step, DF_STEP_DROP, key, DF_NL);
+		df_step_init(step, DF_STEP_DROP, key, DF_NL);
 	else
-		step_init(step, DF_STEP_LOCK, key, mode);
+		df_step_init(step, DF_STEP_LOCK, key, mode);
 }
 
 static int beyond_extents(const struct df_extents *file, const struct df_access *access)
@@ -202,15 +144,15 @@ static void inode_step(struct df_extents *file, struct df_access *access, df_u64
 
 	if (access->kind == DF_ACCESS_WHOLE || beyond_extents(file, access) ||
 	    df_covers(held, whole))
-		step_init(step, DF_STEP_LOCK, key, whole);
+		df_step_init(step, DF_STEP_LOCK, key, whole);
 	else if (access->ask)
 		step_ask(step, key, held, access->ask);
-	else if (!intention(held))
+	else if (!df_intention(held))
 		step_try(step, key, whole);
 	else if (now >= file->inode.calm_at)
 		step_try(step, key, df_join(held, whole));
 	else
-		step_init(step, DF_STEP_LOCK, key, whole == DF_X ? DF_IX : held);
+		df_step_init(step, DF_STEP_LOCK, key, whole == DF_X ? DF_IX : held);
 }
 
 static void size_step(const struct df_extents *file, const struct df_access *access,
@@ -220,11 +162,11 @@ static void size_step(const struct df_extents *file, const struct df_access *acc
 	df_u32 held = file->size.held;
 
 	if (access->kind == DF_ACCESS_APPEND)
-		step_init(step, DF_STEP_LOCK, key, DF_X);
+		df_step_init(step, DF_STEP_LOCK, key, DF_X);
 	else if (access->kind != DF_ACCESS_WRITE)
-		step_init(step, DF_STEP_LOCK, key, DF_S);
+		df_step_init(step, DF_STEP_LOCK, key, DF_S);
 	else if (df_covers(held, DF_IX))
-		step_init(step, DF_STEP_LOCK, key, DF_IX);
+		df_step_init(step, DF_STEP_LOCK, key, DF_IX);
 	else if (access->ask)
 		step_ask(step, key, held, access->ask);
 	else
@@ -239,7 +181,7 @@ static void extent_step(const struct df_extents *file, const struct df_access *a
 	df_u32 raw = writes(access) ? DF_IX : DF_IS;
 
 	if (df_covers(entry->held, cached))
-		step_init(step, DF_STEP_LOCK, key, cached);
+		df_step_init(step, DF_STEP_LOCK, key, cached);
 	else if (access->ask)
 		step_ask(step, key, entry->held, access->ask);
 	else if (entry->uncached && (now < entry->calm_at || entry->users > 1))
@@ -341,7 +283,7 @@ static int reserve(struct df_extents *file, struct df_access *access, df_u64 now
 			entry = make(file, number);
 		if (entry) {
 			if (now < file->hot_until && entry->held == DF_NL && !entry->uncached) {
-				wait_longer(file, entry, now);
+				df_extent_wait_longer(file, entry, now);
 				entry->uncached = 1;
 			}
 			entry->users++;
@@ -351,10 +293,10 @@ static int reserve(struct df_extents *file, struct df_access *access, df_u64 now
 			find(file, i)->users--;
 		victim = coldest(file, 1);
 		if (victim)
-			step_init(step, DF_STEP_DROP, df_key_extent(file->ino, victim->number),
-				  DF_NL);
+			df_step_init(step, DF_STEP_DROP, df_key_extent(file->ino, victim->number),
+				     DF_NL);
 		else
-			step_init(step, DF_STEP_BUSY, 0, DF_NL);
+			df_step_init(step, DF_STEP_BUSY, 0, DF_NL);
 		return 0;
 	}
 	access->ranged = 1;
@@ -387,7 +329,7 @@ void df_access_next(struct df_extents *file, struct df_access *access, df_u64 no
 			return;
 		}
 		if (needs_size(file, access)) {
-			step_init(step, DF_STEP_SIZE, df_key_size(file->ino), DF_NL);
+			df_step_init(step, DF_STEP_SIZE, df_key_size(file->ino), DF_NL);
 			return;
 		}
 		access->stage = (df_u8)stage_after_size(file, access, now);
@@ -404,7 +346,7 @@ void df_access_next(struct df_extents *file, struct df_access *access, df_u64 no
 		}
 		access->stage = STAGE_READY;
 	}
-	step_init(step, DF_STEP_READY, 0, DF_NL);
+	df_step_init(step, DF_STEP_READY, 0, DF_NL);
 }
 
 static void extent_pinned(struct df_extents *file, struct df_access *access)
@@ -413,7 +355,7 @@ static void extent_pinned(struct df_extents *file, struct df_access *access)
 	df_u32 bit = 1u << (access->next - access->first);
 	df_u32 cached = writes(access) ? DF_X : DF_S;
 
-	if (caches(entry->held))
+	if (df_caches(entry->held))
 		return_to_cache(file, entry);
 	/* The whole file may have come meanwhile, and pages under it. */
 	if (!entry->raw &&
@@ -449,8 +391,8 @@ static void inode_blocked(struct df_extents *file, struct df_access *access, df_
 {
 	int shared = now < file->shared_until;
 
-	if (intention(file->inode.held)) {
-		wait_longer(file, &file->inode, now);
+	if (df_intention(file->inode.held)) {
+		df_extent_wait_longer(file, &file->inode, now);
 		access->ask = writes(access) ? DF_IX : file->inode.held;
 	} else if (writes(access)) {
 		access->ask = shared || df_word_owner(word) || df_word_ix(word) || df_word_is(word)
@@ -462,8 +404,8 @@ static void inode_blocked(struct df_extents *file, struct df_access *access, df_
 		/* IX leaves a busy writer its dirty extents; S makes one that has finished flush once. */
 		access->ask = shared && df_word_owner(word) ? DF_IX : DF_S;
 	}
-	if (intention(access->ask) && !intention(file->inode.held))
-		wait_longer(file, &file->inode, now);
+	if (df_intention(access->ask) && !df_intention(file->inode.held))
+		df_extent_wait_longer(file, &file->inode, now);
 }
 
 static void extent_blocked(struct df_extents *file, struct df_access *access, df_u64 word,
@@ -473,9 +415,9 @@ static void extent_blocked(struct df_extents *file, struct df_access *access, df
 	int raw_there = df_word_ix(word) || (writes(access) && df_word_is(word));
 
 	if (entry->uncached)
-		wait_longer(file, entry, now);
+		df_extent_wait_longer(file, entry, now);
 	else if (raw_there)
-		go_uncached(file, entry, now);
+		df_extent_go_uncached(file, entry, now);
 	if (entry->uncached)
 		access->ask = writes(access) ? DF_IX : DF_IS;
 	else
@@ -486,7 +428,7 @@ void df_extents_blocked(struct df_extents *file, struct df_access *access,
 			const struct df_step *step, df_u64 word, df_u64 now)
 {
 	if (!access) { /* of a shed: its pages are given up */
-		struct df_extent *entry = by_key(file, step->key);
+		struct df_extent *entry = df_extent_by_key(file, step->key);
 
 		if (entry)
 			entry->whole = DF_NL;
@@ -528,16 +470,16 @@ void df_access_end(struct df_extents *file, struct df_access *access, int done, 
 void df_extents_size(struct df_extents *file, df_u64 size)
 {
 	file->floor = size;
-	file->exact = caches(file->inode.held) || caches(file->size.held);
+	file->exact = df_caches(file->inode.held) || df_caches(file->size.held);
 }
 
 void df_extents_held(struct df_extents *file, df_u64 key, df_u32 mode)
 {
-	struct df_extent *entry = by_key(file, key);
+	struct df_extent *entry = df_extent_by_key(file, key);
 
 	if (!entry)
 		return;
-	if (caches(mode) && !df_covers(entry->held, mode))
+	if (df_caches(mode) && !df_covers(entry->held, mode))
 		entry->hits = 0;
 	entry->held = (df_u8)mode;
 	if (entry == &file->inode) {
@@ -545,167 +487,8 @@ void df_extents_held(struct df_extents *file, df_u64 key, df_u32 mode)
 		if (mode == DF_NL)
 			file->floor = 0;
 	}
-	if (!caches(file->inode.held) && !caches(file->size.held))
+	if (!df_caches(file->inode.held) && !df_caches(file->size.held))
 		file->exact = 0;
-}
-
-df_u32 df_extents_revoked(struct df_extents *file, df_u64 key, df_u32 keep, df_u64 now)
-{
-	struct df_extent *entry = by_key(file, key);
-
-	if (!entry || entry == &file->size)
-		return keep;
-	if (caches(entry->held)) {
-		if (bounced(file, entry, now))
-			go_uncached(file, entry, now);
-		heat(file, entry, now);
-	}
-	if (entry->held == DF_X && keep == DF_IX) {
-		go_uncached(file, entry, now);
-		if (!entry->users && now - entry->used_at >= file->policy.idle_ms)
-			return DF_NL;
-	}
-	return keep;
-}
-
-/* --- the inode's shed --------------------------------------------------------------------- */
-
-static int idle(const struct df_extents *file, df_u64 now)
-{
-	return !file->inode.users &&
-	       (file->closed || now - file->inode.used_at >= file->policy.leave_ms);
-}
-
-void df_extents_shed_begin(struct df_extents *file, df_u32 keep, df_u64 now)
-{
-	file->shedding = 1;
-	file->converted = 0;
-	file->target = (df_u8)keep;
-	if (intention(keep) && idle(file, now))
-		file->target = DF_NL;
-	if (!caches(file->inode.held))
-		return;
-	if (bounced(file, &file->inode, now))
-		file->shared_until = now + file->inode.calm_wait;
-	if (intention(file->target))
-		wait_longer(file, &file->inode, now);
-}
-
-/* The extent used last under X that has no lock of its own for it. */
-static struct df_extent *to_convert(struct df_extents *file)
-{
-	struct df_extent *found = NULL;
-	df_u32 i;
-
-	for (i = 0; i < file->entries; i++) {
-		struct df_extent *entry = &file->entry[i];
-
-		if (!entry->present || entry->whole == DF_NL ||
-		    df_covers(entry->held, entry->whole))
-			continue;
-		if (!found || colder(file, found, entry))
-			found = entry;
-	}
-	return found;
-}
-
-static struct df_extent *to_drop(struct df_extents *file)
-{
-	df_u32 i;
-
-	for (i = file->entries; i-- > 0;) {
-		struct df_extent *entry = &file->entry[i];
-
-		if (entry->present && entry->held != DF_NL)
-			return entry;
-	}
-	return NULL;
-}
-
-void df_extents_shed_next(struct df_extents *file, struct df_step *step)
-{
-	struct df_extent *entry;
-	df_u32 i;
-
-	if (intention(file->target)) {
-		entry = file->converted < file->policy.convert ? to_convert(file) : NULL;
-		if (entry) {
-			file->converted++;
-			step_init(step, DF_STEP_TAKE, df_key_extent(file->ino, entry->number),
-				  df_join(entry->held, entry->whole));
-			step->try_only = 1;
-			return;
-		}
-	} else {
-		entry = to_drop(file);
-		if (entry || file->size.held != DF_NL) {
-			step_init(step, DF_STEP_DROP,
-				  entry ? df_key_extent(file->ino, entry->number)
-					: df_key_size(file->ino),
-				  DF_NL);
-			return;
-		}
-	}
-	for (i = 0; i < file->entries; i++)
-		file->entry[i].whole = DF_NL;
-	step_init(step, DF_STEP_DONE, df_key_inode(file->ino), file->target);
-}
-
-df_u32 df_extents_cover(const struct df_extents *file, df_u32 extent)
-{
-	df_u32 whole = file->shedding ? file->target : file->inode.held;
-	df_u32 i;
-
-	if (caches(whole))
-		return whole;
-	for (i = 0; whole != DF_NL && i < file->entries; i++) {
-		const struct df_extent *entry = &file->entry[i];
-
-		if (entry->present && entry->number == extent)
-			return caches(entry->held) ? entry->held : DF_NL;
-	}
-	return DF_NL;
-}
-
-/* --- time --------------------------------------------------------------------------------- */
-
-void df_extents_closed(struct df_extents *file, int closed)
-{
-	file->closed = closed != 0;
-}
-
-static void wake_by(struct df_step *step, df_u64 at)
-{
-	if (at < step->wake_at)
-		step->wake_at = at;
-}
-
-void df_extents_tick(struct df_extents *file, df_u64 now, struct df_step *step)
-{
-	df_u32 i;
-
-	step_init(step, DF_STEP_NONE, 0, DF_NL);
-	if (!intention(file->inode.held) || file->shedding)
-		return;
-	if (idle(file, now)) {
-		step_init(step, DF_STEP_DROP, df_key_inode(file->ino), DF_NL);
-		return;
-	}
-	if (!file->inode.users)
-		wake_by(step, file->inode.used_at + file->policy.leave_ms);
-	for (i = 0; i < file->entries; i++) {
-		const struct df_extent *entry = &file->entry[i];
-		df_u64 last = entry->held == DF_IX ? entry->wrote_at : entry->used_at;
-
-		if (!entry->present || entry->users || !intention(entry->held))
-			continue;
-		if (now - last >= file->policy.idle_ms) {
-			step_init(step, DF_STEP_DROP, df_key_extent(file->ino, entry->number),
-				  DF_NL);
-			return;
-		}
-		wake_by(step, last + file->policy.idle_ms);
-	}
 }
 
 int df_extents_init(struct df_extents *file, df_u64 ino, const struct df_extents_policy *policy,
