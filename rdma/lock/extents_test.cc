@@ -163,6 +163,21 @@ TEST(Extents, InterleavedWritersGoUncached)
 		EXPECT_EQ(hard.world.on_extent(i, 3), DF_IX);
 }
 
+TEST(Extents, WriterAndReaderGoUncached)
+{
+	World world(2, policy(), 16);
+	df_u64 last = 0;
+	for (int i = 0; i < 40; i++) {
+		world.now++;
+		last = world.run(0, DF_ACCESS_WRITE, 0, 8);
+		last += world.run(1, DF_ACCESS_READ, 0, 8);
+	}
+	EXPECT_EQ(world.on_inode(0), DF_IX);
+	EXPECT_EQ(world.on_extent(0, 0), DF_IX);
+	EXPECT_EQ(world.on_extent(1, 0), DF_IS);
+	EXPECT_EQ(last, 0U);
+}
+
 /* One extent bounces, another goes from hand to hand and is worth it each time: only the first falls. */
 TEST(Extents, OnlyWhatBouncesGoesUncached)
 {
