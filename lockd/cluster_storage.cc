@@ -27,7 +27,7 @@ Result<std::unique_ptr<Storage>> ClusterStorage::create(const config::Cluster& c
   options.cluster_id = cluster.id;
   options.role = rpc::Role::lockd;
   options.device = cluster.fabric.kind == "ucx" ? cluster.fabric.device : "";
-  options.channels = 2;
+  options.channels = 1;  // Its connections are the ones that are watched.
   options.give_up = kAttempt;
   auto client = rpc::Client::create(options);
   if (!client.ok()) return client.error();
@@ -69,6 +69,45 @@ Status ClusterStorage::fence(SessionId session) {
   }
   if (status.ok()) fenced_.erase(session);
   return status;
+}
+
+bool ClusterStorage::needs_sessions() {
+  for (std::uint32_t target = 0; target < told_.size(); ++target)
+    if (told_[target] == 0 || client_->connection(target) != told_[target]) return true;
+  return false;
+}
+
+Status ClusterStorage::tell(const LiveSessions& live) {
+  std::vector<SessionId> ids = live.ids;
+  std::vector<rpc::DataCall> calls;
+  for (std::uint32_t target = 0; target < told_.size(); ++target) {
+    if (told_[target] != 0 && client_->connection(target) == told_[target]) continue;
+    told_[target] = 0;
+    auto& call = calls.emplace_back();
+    call.target = target;
+    call.request.op = static_cast<std::uint16_t>(rpc::DataOp::sessions);
+    call.request.ino = live.incarnation;
+    call.request.chunk = live.high;
+    call.request.length = static_cast<std::uint32_t>(ids.size() * sizeof(SessionId));
+    call.buffer = reinterpret_cast<std::byte*>(ids.data());
+  }
+  const auto all = client_->run(calls);
+  Status status;
+  for (const auto& call : calls) {
+    if (call.error == 0)
+      told_[call.target] = call.connection;
+    else if (status.ok())
+      status = Error{call.error,
+                     fmt::format("{}: {}",
+                                 call.target < data_.size() ? "data target " + data_[call.target]
+                                                            : "meta target " + meta_,
+                                 explain(call.error, all.ok() ? "" : all.error().message))};
+  }
+  return status;
+}
+
+void ClusterStorage::wait(int wake_fd, std::chrono::milliseconds timeout) {
+  client_->watch(wake_fd, timeout);
 }
 
 }  // namespace distfuse::lockd

@@ -128,6 +128,26 @@ void Channel::sleep(Clock::time_point now) {
   }
 }
 
+std::uint64_t Channel::connection(std::uint32_t target) const {
+  const Link& link = *links_.at(target);
+  return link.state == Link::State::up && !link.failed ? link.number : 0;
+}
+
+void Channel::watch(int wake_fd, std::chrono::milliseconds timeout) {
+  poll_.clear();
+  poll_.push_back({wake_fd, POLLIN, 0});
+  for (auto& link : links_)
+    if (link->state == Link::State::up && !link->failed)
+      poll_.push_back({link->stream.get(), POLLIN | POLLRDHUP, 0});
+  if (poll(poll_.data(), poll_.size(),
+           timeout.count() < 0 ? -1 : static_cast<int>(timeout.count())) <= 0)
+    return;
+  std::size_t next = 1;
+  for (auto& link : links_)
+    if (link->state == Link::State::up && !link->failed && poll_[next++].revents != 0)
+      break_link(*link, "the connection ended");
+}
+
 // ---- links
 
 bool Channel::advance(std::uint32_t target, Clock::time_point now) {
@@ -217,6 +237,7 @@ void Channel::connected(std::uint32_t target, Handshake& handshake, Clock::time_
   link.stream = handshake.take_stream();
   link.handshake.reset();
   link.state = Link::State::up;
+  link.number = ++connections_;
   link.last_answer = now;
   state_.connects.fetch_add(1, std::memory_order_relaxed);
   Target& t = *state_.targets[target];
@@ -330,8 +351,8 @@ void Channel::send(Flight& flight, Link& link) {
   std::span<const std::byte> payload = flight.request;
   if (data) {
     flight.header.request = flight.data->request;
-    const bool write = flight.header.request.op == static_cast<std::uint16_t>(DataOp::write);
-    payload = {flight.data->buffer, write ? flight.header.request.length : 0U};
+    const auto& request = flight.header.request;
+    payload = {flight.data->buffer, sends_bulk(request.op) ? request.length : 0U};
   }
   flight.state = Flight::State::sent;
   --unsent_;
@@ -393,6 +414,7 @@ void Channel::on_data_reply(Flight& flight, Link& link, const DataReply& reply, 
   if (auto status = check_data_reply(call.request, reply, length); !status.ok())
     return break_link(link, status.error().message);
   call.reply = reply;
+  call.connection = link.number;
   if (length == 0) return answered(flight);
   if (rendezvous) return receive(flight, data, call.buffer, length);
   std::memcpy(call.buffer, data, length);

@@ -69,6 +69,9 @@ class Channel {
   /// Runs all flights to answered or failed. Answers with the reason of the last failure.
   std::string execute(std::span<Flight> flights, std::chrono::milliseconds give_up);
   [[nodiscard]] unsigned index() const { return index_; }
+  /// As in Client.
+  [[nodiscard]] std::uint64_t connection(std::uint32_t target) const;
+  void watch(int wake_fd, std::chrono::milliseconds timeout);
 
   std::vector<Flight> scratch;  ///< The borrower's, so that a batch needs no allocation once warm.
 
@@ -84,6 +87,7 @@ class Channel {
     std::optional<Handshake> handshake;
     Descriptor stream;
     ucp_ep_h endpoint = nullptr;
+    std::uint64_t number = 0;  ///< Of the connection.
     std::uint64_t own_token = 0;
     std::uint64_t server_token = 0;
     std::uint32_t credits = 0;
@@ -126,6 +130,7 @@ class Channel {
   std::span<Flight> flights_;
   std::uint64_t first_call_ = 0;  ///< Call number of flights_[0] in this round of attempts.
   std::uint64_t next_call_ = 1;
+  std::uint64_t connections_ = 0;  ///< Made so far.
   std::uint32_t unsent_ = 0;
   std::chrono::milliseconds give_up_{0};
   std::string last_failure_;

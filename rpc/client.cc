@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <thread>
 
 #include "rpc/channel.h"
 #include "rpc/data_check.h"
@@ -46,6 +47,27 @@ class RequestIds {
   std::vector<std::uint64_t> unanswered_;  ///< By channel; 0: none. Protected by mutex_.
 };
 
+constexpr const char* kStillLearning =
+    "the storaged has started and is still not told by lockd who lives: does lockd run?";
+
+/// The pauses between attempts at a storaged that is learning.
+class Learning {
+ public:
+  explicit Learning(std::chrono::milliseconds give_up) : left_(give_up) {}
+  /// False: it has taken too long.
+  bool wait() {
+    if (left_.count() <= 0) return false;
+    std::this_thread::sleep_for(pause_);
+    left_ -= pause_;
+    pause_ = std::min(2 * pause_, std::chrono::milliseconds(200));
+    return true;
+  }
+
+ private:
+  std::chrono::milliseconds left_;
+  std::chrono::milliseconds pause_{5};
+};
+
 class ClientImpl final : public Client {
  public:
   explicit ClientImpl(const ClientOptions& options)
@@ -57,6 +79,8 @@ class ClientImpl final : public Client {
                              std::uint32_t gid) override;
   Status run(std::span<DataCall> calls) override;
   Status check_reachable(std::chrono::milliseconds timeout) override;
+  std::uint64_t connection(std::uint32_t target) override;
+  void watch(int wake_fd, std::chrono::milliseconds timeout) override;
   [[nodiscard]] ClientCounters counters() const override;
 
  private:
@@ -75,6 +99,7 @@ class ClientImpl final : public Client {
     ClientImpl* client_;
     std::unique_ptr<Channel> channel_;
   };
+  std::string execute_data(Channel& channel, std::span<DataCall> calls);
   Result<Loan> borrow();
   void give_back(std::unique_ptr<Channel> channel);
 
@@ -162,52 +187,87 @@ Result<MetadataReply> ClientImpl::call(const MetadataRequest& request, std::uint
                                 request);
   if (!encoded) return encoded.error();
   metadata_calls_.fetch_add(1, std::memory_order_relaxed);
-  Bytes reply_bytes;
-  Flight flight;
-  flight.kind = Flight::Kind::metadata;
-  flight.target = static_cast<std::uint32_t>(state_.targets.size() - 1);
-  flight.request = *encoded;
-  flight.reply = &reply_bytes;
-  std::string reason = channel.execute({&flight, 1}, state_.options.give_up);
-  if (flight.state == Flight::State::failed) return Error{flight.error, std::move(reason)};
-  auto reply = decode_reply(reply_bytes);
-  if (!reply) {
-    spdlog::error("rpc: the meta target sent a bad reply: {}", reply.error().message);
-    return reply.error();
+  for (Learning learning(state_.options.give_up);;) {
+    Bytes reply_bytes;
+    Flight flight;
+    flight.kind = Flight::Kind::metadata;
+    flight.target = static_cast<std::uint32_t>(state_.targets.size() - 1);
+    flight.request = *encoded;
+    flight.reply = &reply_bytes;
+    std::string reason = channel.execute({&flight, 1}, state_.options.give_up);
+    if (flight.state == Flight::State::failed) return Error{flight.error, std::move(reason)};
+    auto reply = decode_reply(reply_bytes);
+    if (!reply) {
+      spdlog::error("rpc: the meta target sent a bad reply: {}", reply.error().message);
+      return reply.error();
+    }
+    if (reply->error == kLearning) {
+      if (learning.wait()) continue;
+      return Error{EIO, kStillLearning};
+    }
+    if (reply->error != 0) return Error{reply->error, {}};
+    return reply;
   }
-  if (reply->error != 0) return Error{reply->error, {}};
-  return reply;
 }
 
 Status ClientImpl::run(std::span<DataCall> calls) {
   const std::size_t targets = state_.options.data.size();
+  const bool with_meta = !state_.options.meta.empty();
   for (DataCall& call : calls) {
-    const bool write = call.request.op == static_cast<std::uint16_t>(DataOp::write);
+    const bool sessions = call.request.op == static_cast<std::uint16_t>(DataOp::sessions);
     call.request.session = state_.options.session;
     call.request.request_id = ids_.untracked();
     call.error = EIO;
-    if (call.target >= targets) return Error{EINVAL, "no such data target"};
-    DISTFUSE_TRY(check_data_request(call.request, write ? call.request.length : 0));
+    if (call.target >= targets + (sessions && with_meta ? 1 : 0))
+      return Error{EINVAL, "no such data target"};
+    DISTFUSE_TRY(
+        check_data_request(call.request, sends_bulk(call.request.op) ? call.request.length : 0));
   }
   auto loan = borrow();
   if (!loan) return loan.error();
   Channel& channel = *loan->operator->();
   data_calls_.fetch_add(calls.size(), std::memory_order_relaxed);
+  const std::string reason = execute_data(channel, calls);
+  Status result;
+  for (std::size_t i = calls.size(); i-- > 0;)
+    if (calls[i].error != 0) result = Error{calls[i].error, calls[i].error == EIO ? reason : ""};
+  return result;
+}
+
+/// Runs them, and again those whose target is learning. Answers with the reason of the last failure.
+std::string ClientImpl::execute_data(Channel& channel, std::span<DataCall> calls) {
   auto& flights = channel.scratch;
   flights.assign(calls.size(), Flight{});
-  for (std::size_t i = 0; i < calls.size(); ++i) {
-    flights[i].kind = Flight::Kind::data;
-    flights[i].target = calls[i].target;
-    flights[i].data = &calls[i];
+  for (std::size_t i = 0; i < calls.size(); ++i) flights[i].data = &calls[i];
+  std::string reason;
+  for (Learning learning(state_.options.give_up);;) {
+    for (Flight& flight : flights) {
+      DataCall* const call = flight.data;
+      flight = Flight{};
+      flight.kind = Flight::Kind::data;
+      flight.target = call->target;
+      flight.data = call;
+    }
+    std::string failure = channel.execute(flights, state_.options.give_up);
+    if (!failure.empty()) reason = std::move(failure);
+    for (const Flight& flight : flights)
+      flight.data->error =
+          flight.state == Flight::State::failed ? flight.error : flight.data->reply.error;
+    std::erase_if(flights, [](const Flight& flight) { return flight.data->error != kLearning; });
+    if (flights.empty()) return reason;
+    if (learning.wait()) continue;
+    for (const Flight& flight : flights) flight.data->error = EIO;
+    return kStillLearning;
   }
-  std::string reason = channel.execute(flights, state_.options.give_up);
-  Status result;
-  for (std::size_t i = calls.size(); i-- > 0;) {
-    const bool failed = flights[i].state == Flight::State::failed;
-    calls[i].error = failed ? flights[i].error : calls[i].reply.error;
-    if (calls[i].error != 0) result = Error{calls[i].error, failed ? reason : std::string()};
-  }
-  return result;
+}
+
+std::uint64_t ClientImpl::connection(std::uint32_t target) {
+  auto loan = borrow();
+  return loan ? (*loan)->connection(target) : 0;
+}
+
+void ClientImpl::watch(int wake_fd, std::chrono::milliseconds timeout) {
+  if (auto loan = borrow()) (*loan)->watch(wake_fd, timeout);
 }
 
 Status ClientImpl::check_reachable(std::chrono::milliseconds timeout) {

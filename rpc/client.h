@@ -8,7 +8,7 @@
 //
 // Recovery: a connection that fails (the target was killed, restarted, is unreachable) is made anew
 // and what was in flight is sent again with the same request id, until `give_up` has passed; the
-// caller sees a pause, then one EIO.
+// caller sees a pause, then one EIO. So is what a storaged answers `learning`: it has started, and waits for lockd.
 #pragma once
 
 #include <chrono>
@@ -39,7 +39,7 @@ struct ClientOptions {
       30000};  ///< A target that is away this long fails the call with EIO.
 };
 
-/// One data request of a batch. `request.session` and `request.request_id` are filled in by run().
+/// One data request of a batch. Target ClientOptions::data.size() is the meta target, for DataOp::sessions alone. `request.session` and `request.request_id` are filled in by run().
 struct DataCall {
   std::uint32_t target = 0;  ///< Index into ClientOptions::data.
   DataRequest request{};
@@ -47,6 +47,8 @@ struct DataCall {
       nullptr;  ///< write: source; read: destination (request.length bytes); statfs: a DataStatfs.
   int error = 0;      ///< Result: errno, 0: success.
   DataReply reply{};  ///< Result, if error is 0.
+  std::uint64_t connection =
+      0;  ///< Result: Client::connection() of the one that brought the answer.
 };
 
 struct ClientCounters {
@@ -75,6 +77,12 @@ class Client {
   virtual Status check_reachable(std::chrono::milliseconds timeout) = 0;
 
   [[nodiscard]] virtual ClientCounters counters() const = 0;
+
+  // For a client of one channel and one thread (lockd's), which wants to know when a target was away:
+  /// Of the present connection to a data target (data.size(): the meta target); another with each connection made. 0: none.
+  [[nodiscard]] virtual std::uint64_t connection(std::uint32_t target) = 0;
+  /// Sleeps until a connection ends, `wake_fd` can be read, or the timeout. Negative: no timeout.
+  virtual void watch(int wake_fd, std::chrono::milliseconds timeout) = 0;
 };
 
 }  // namespace distfuse::rpc

@@ -3,6 +3,7 @@
 // laid out; sizes asserted. A receiver checks every field against the message's length and its own limits before use.
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -28,7 +29,22 @@ enum class DataOp : std::uint16_t {
   statfs = 9,  ///< Bulk to the client: DataStatfs.
   fence =
       10,  ///< From lockd: `ino` is the session; from the answer on its requests are refused (ESTALE).
+  sessions =
+      11,  ///< From lockd, to the meta target as well: who lives. `ino`: incarnation; `chunk`: high; bulk from lockd: session
+  ///< ids, 8 bytes each. Sessions above `high` are accepted; others must be named. ESTALE: a later
+  ///< incarnation was seen.
 };
+
+/// Node ids are 15 bits: no lockd has more.
+inline constexpr std::uint32_t kMaxSessions = 32768;
+/// The error of a storaged that has not been told who lives since it started. Client tries again by itself.
+inline constexpr int kLearning = EINPROGRESS;
+
+/// Whether the request's bulk goes to the server.
+[[nodiscard]] constexpr bool sends_bulk(std::uint16_t op) {
+  return op == static_cast<std::uint16_t>(DataOp::write) ||
+         op == static_cast<std::uint16_t>(DataOp::sessions);
+}
 
 enum DataFlag : std::uint32_t { kWriteSync = 1, kSeekData = 2, kSeekHole = 4 };
 

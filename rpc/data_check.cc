@@ -35,12 +35,12 @@ Status check_range(const DataRequest& r, bool needs_length) {
 
 Status check_data_request(const DataRequest& r, std::size_t bulk) {
   if (r.op < static_cast<std::uint16_t>(DataOp::write) ||
-      r.op > static_cast<std::uint16_t>(DataOp::fence))
+      r.op > static_cast<std::uint16_t>(DataOp::sessions))
     return bad("operation");
   const auto op = static_cast<DataOp>(r.op);
   if ((r.reserved[0] | r.reserved[1] | r.reserved[2]) != 0) return bad("reserved bytes");
   if (!flags_fit(op, r.flags)) return bad("flags");
-  if (bulk != (op == DataOp::write ? r.length : 0)) return bad("payload length");
+  if (bulk != (sends_bulk(r.op) ? r.length : 0)) return bad("payload length");
   switch (op) {
     case DataOp::write:
     case DataOp::read:
@@ -56,6 +56,9 @@ Status check_data_request(const DataRequest& r, std::size_t bulk) {
       return r.ino > kMaxIno ? bad("inode") : Status{};
     case DataOp::fence:
       return r.ino == 0 ? bad("session") : Status{};
+    case DataOp::sessions:
+      if (r.ino == 0) return bad("incarnation");
+      return r.length % 8 != 0 || r.length / 8 > kMaxSessions ? bad("length") : Status{};
     case DataOp::statfs:
       return {};
   }

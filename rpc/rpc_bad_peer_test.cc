@@ -132,20 +132,24 @@ std::string refusal(const std::string& address, const wire::Hello& hello, std::u
 
 TEST_F(BadPeer, AWrongHelloIsRefusedWithTheReason) {
   EXPECT_NE(
-      refusal(server.address(), good_hello(), 2).find("the server speaks protocol 1, the client 2"),
+      refusal(server.address(), good_hello(), 3).find("the server speaks protocol 2, the client 3"),
       std::string::npos);
   auto hello = good_hello();
   hello.cluster_id[3] = 'x';
-  EXPECT_NE(refusal(server.address(), hello, 1).find("another cluster"), std::string::npos);
+  EXPECT_NE(refusal(server.address(), hello, wire::kProtocolVersion).find("another cluster"),
+            std::string::npos);
   hello = good_hello();
   hello.role = 4;
-  EXPECT_NE(refusal(server.address(), hello, 1).find("role"), std::string::npos);
+  EXPECT_NE(refusal(server.address(), hello, wire::kProtocolVersion).find("role"),
+            std::string::npos);
   hello = good_hello();
   hello.services = 4;
-  EXPECT_NE(refusal(server.address(), hello, 1).find("does not serve"), std::string::npos);
+  EXPECT_NE(refusal(server.address(), hello, wire::kProtocolVersion).find("does not serve"),
+            std::string::npos);
   hello = good_hello();
   hello.session = 0;
-  EXPECT_NE(refusal(server.address(), hello, 1).find("session"), std::string::npos);
+  EXPECT_NE(refusal(server.address(), hello, wire::kProtocolVersion).find("session"),
+            std::string::npos);
 }
 
 TEST_F(BadPeer, AServerOfALaterVersionIsReported) {

@@ -42,6 +42,9 @@ std::byte* Handler::write_buffer(const DataRequest&) {
   return nullptr;
 }
 void Handler::drop_write_buffer(std::byte*) {}
+void Handler::on_sessions(Sessions&&, DataResponder responder) {
+  responder.reply(0);
+}
 void Handler::on_data(const Peer&, const DataRequest&, std::byte*, DataResponder responder) {
   responder.reply(EOPNOTSUPP);
 }
@@ -90,7 +93,7 @@ Status ServerImpl::start() {
   };
   worker_->refuse_other_messages();
   if (options_.metadata) worker_->on_message(wire::kMetadataRequest, metadata, this);
-  if (options_.data) worker_->on_message(wire::kDataRequest, data, this);
+  worker_->on_message(wire::kDataRequest, data, this);
   return {};
 }
 
@@ -346,8 +349,13 @@ void ServerImpl::violation(Connection& connection, const std::string& what) {
 }
 
 void ServerImpl::disconnect_session(SessionId session) {
+  disconnect_sessions([session](SessionId other) { return other != session; });
+}
+
+void ServerImpl::disconnect_sessions(const std::function<bool(SessionId)>& keep) {
   for (auto& [token, connection] : connections_)
-    if (connection->endpoint != nullptr && connection->peer.session == session && session != 0)
+    if (connection->endpoint != nullptr && connection->peer.session != 0 &&
+        !keep(connection->peer.session))
       doom(*connection);
 }
 

@@ -19,6 +19,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "common/result.h"
 #include "rpc/client.h"
@@ -81,12 +82,23 @@ class DataResponder : public ResponderBase {
   void reply_bulk(std::span<const std::byte> bulk, Release release);
 };
 
+/// Who lives, as lockd of `incarnation` says: those above `high`, which began later, and `ids`.
+struct Sessions {
+  std::uint64_t incarnation = 0;
+  SessionId high = 0;
+  std::vector<SessionId> ids;
+};
+
 class Handler {
  public:
   virtual ~Handler() = default;
   /// False: the session is fenced; its connections and requests are refused with ESTALE. Asked for
   /// every request.
   virtual bool session_allowed(SessionId session) = 0;
+  /// True: requests of everyone but lockd are answered kLearning. Asked for every request.
+  [[nodiscard]] virtual bool learning() const { return false; }
+  /// From lockd. Answered 0, or ESTALE: a later incarnation was seen.
+  virtual void on_sessions(Sessions&& sessions, DataResponder responder);
   /// Checked already: sizes, names, the context's session is the peer's, FenceSession comes from
   /// lockd.
   virtual void on_metadata(const Peer& peer, const RequestContext& context,
@@ -140,6 +152,8 @@ class Server {
   virtual void resume_writes() = 0;
   /// Ends the connections of a session (after a fence).
   virtual void disconnect_session(SessionId session) = 0;
+  /// Ends those of all sessions that are not to be kept.
+  virtual void disconnect_sessions(const std::function<bool(SessionId)>& keep) = 0;
   [[nodiscard]] virtual ServerCounters counters() const = 0;
 
  private:

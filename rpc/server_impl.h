@@ -44,6 +44,7 @@ class ServerImpl final : public Server {
   void post(std::function<void()> function) override;
   void resume_writes() override;
   void disconnect_session(SessionId session) override;
+  void disconnect_sessions(const std::function<bool(SessionId)>& keep) override;
   [[nodiscard]] ServerCounters counters() const override { return counters_; }
 
  private:

@@ -99,7 +99,23 @@ ucs_status_t ServerImpl::data_message(Slot& slot, void* data, std::size_t length
     free_slot(slot);
     return UCS_OK;
   }
+  const bool sessions = slot.request.op == static_cast<std::uint16_t>(DataOp::sessions);
+  if (!options_.data && !sessions) {
+    violation(*slot.connection, "sent a data request to a target without data");
+    free_slot(slot);
+    return UCS_OK;
+  }
   if (length == 0) {
+    make_ready(slot);
+    return UCS_OK;
+  }
+  if (sessions) {
+    slot.bytes.resize(length);
+    if (rendezvous) {
+      receive(slot, data, slot.bytes.data(), length);
+      return UCS_INPROGRESS;
+    }
+    std::memcpy(slot.bytes.data(), data, length);
     make_ready(slot);
     return UCS_OK;
   }
@@ -219,6 +235,8 @@ void ServerImpl::dispatch_metadata(Slot& slot) {
   const Peer& peer = connection.peer;
   if (std::holds_alternative<FenceSession>(decoded->second) && peer.role != Role::lockd)
     return responder.reply(error_reply(EPERM));
+  if (peer.role != Role::lockd && handler_.learning())
+    return responder.reply(error_reply(kLearning));
   if (peer.role == Role::client && !handler_.session_allowed(peer.session))
     return responder.reply(error_reply(ESTALE));
   handler_.on_metadata(peer, decoded->first, std::move(decoded->second), std::move(responder));
@@ -233,9 +251,17 @@ void ServerImpl::dispatch_data(Slot& slot) {
   }
   DataResponder responder(this, slot.index);
   const auto op = static_cast<DataOp>(slot.request.op);
-  if ((op == DataOp::fence && peer.role != Role::lockd) ||
-      (op == DataOp::remove && peer.role != Role::storaged))
+  const bool lockds = op == DataOp::fence || op == DataOp::sessions;
+  if ((lockds && peer.role != Role::lockd) || (op == DataOp::remove && peer.role != Role::storaged))
     return responder.reply(EPERM);
+  if (op == DataOp::sessions) {
+    Sessions sessions{slot.request.ino, slot.request.chunk, {}};
+    sessions.ids.resize(slot.bytes.size() / sizeof(SessionId));
+    if (!sessions.ids.empty())
+      std::memcpy(sessions.ids.data(), slot.bytes.data(), slot.bytes.size());
+    return handler_.on_sessions(std::move(sessions), std::move(responder));
+  }
+  if (peer.role != Role::lockd && handler_.learning()) return responder.reply(kLearning);
   if (peer.role == Role::client && !handler_.session_allowed(peer.session))
     return responder.reply(ESTALE);
   const DataRequest request = slot.request;  // the slot may be answered and taken again in the call

@@ -13,7 +13,7 @@
 // knows it) and the client's call number, which the reply repeats. Payloads up to kEagerMax travel in the message; longer
 // ones by rendezvous, the receiver naming the memory, so bulk lands in its final buffer.
 //   AM 1 metadata request: RequestHeader | Cap'n Proto Request        AM 3 metadata reply: ReplyHeader | Cap'n Proto Reply
-//   AM 2 data request: RequestHeader, DataRequest | bulk of write      AM 4 data reply: ReplyHeader, DataReply | bulk of read
+//   AM 2 data request: RequestHeader, DataRequest | bulk of write, sessions   AM 4 data reply: ReplyHeader, DataReply | bulk of read
 //
 // Order: none between requests. Serialisation is the handlers' business.
 //
@@ -22,6 +22,9 @@
 // max_connections × credits unanswered requests; what waits for write memory is kept by the sender (rendezvous), but for payloads of
 // ≤ kEagerMax: 4096 × 16 × 8 KiB = 512 MiB if every connection that may exist fills its window with small writes while no
 // memory is free; the usual 64 channels of one mount: 8 MiB.
+//
+// Learning: a storaged that has started answers `learning` to everyone but lockd until lockd's `sessions` request (the one data request that the
+// meta target takes) has told it who lives; the client sends again by itself.
 //
 // Recovery: whatever ends a connection, the client makes a new one and sends again what was unanswered, same request ids. Data
 // requests are idempotent; metadata requests are answered from the store's reply cache. A server forgets a
@@ -46,7 +49,7 @@
 namespace distfuse::rpc::wire {
 
 inline constexpr std::uint64_t kMagic = 0x4346525053464400;  ///< Never changes.
-inline constexpr std::uint32_t kProtocolVersion = 1;
+inline constexpr std::uint32_t kProtocolVersion = 2;
 inline constexpr std::size_t kMaxAddress =
     4096;  ///< UCX worker address: 50 bytes a transport and device.
 inline constexpr std::size_t kMaxReason = 512;

@@ -36,6 +36,8 @@ Json to_json(const rpc::ServerCounters& counters) {
 
 Json to_json(const MetaServiceStatus& status) {
   return {{"rpc", to_json(status.server)},
+          {"learning", status.learning},
+          {"incarnation", status.incarnation},
           {"operations", status.store.operations},
           {"errors", status.store.errors},
           {"replayed", status.store.replayed},
@@ -50,6 +52,8 @@ Json to_json(const MetaServiceStatus& status) {
 
 Json to_json(const DataServiceStatus& status) {
   return {{"rpc", to_json(status.server)},
+          {"learning", status.learning},
+          {"incarnation", status.incarnation},
           {"requests", status.requests},
           {"waiting", status.waiting},
           {"buffers_taken", status.buffers_taken},

@@ -23,6 +23,7 @@
 #include "common/admin.h"
 #include "common/config.h"
 #include "rpc/client.h"
+#include "rpc/server.h"
 
 namespace distfuse::storaged {
 namespace {
@@ -116,6 +117,27 @@ class Process {
   int err_ = -1;
 };
 
+rpc::DataCall data_call(DataOp op, std::uint32_t target, rpc::Ino ino, std::uint64_t chunk,
+                        std::uint32_t offset = 0, std::uint32_t length = 0,
+                        std::byte* buffer = nullptr, std::uint32_t flags = 0) {
+  rpc::DataCall call;
+  call.target = target;
+  call.request.op = static_cast<std::uint16_t>(op);
+  call.request.ino = ino;
+  call.request.chunk = chunk;
+  call.request.offset = offset;
+  call.request.length = length;
+  call.request.chunk_size = kChunk;
+  call.request.flags = flags;
+  call.buffer = buffer;
+  return call;
+}
+
+int run(rpc::Client& client, rpc::DataCall call) {
+  const Status status = client.run(std::span(&call, 1));
+  return status.ok() ? call.error : (call.error != 0 ? call.error : status.error().code);
+}
+
 class StoragedTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -172,6 +194,19 @@ class StoragedTest : public ::testing::Test {
         << both_->errors();
     ASSERT_EQ(data_->first_line(), "ready data=" + cluster_.storaged[1].data_listen)
         << data_->errors();
+    teach({3, 0, {}});
+  }
+  /// As lockd does: without it nobody is served.
+  void teach(const rpc::Sessions& sessions, int expected = 0) {
+    auto lockd = client(rpc::Role::lockd, 0);
+    auto ids = sessions.ids;
+    for (std::uint32_t target = 0; target < 3; ++target) {
+      auto call = data_call(DataOp::sessions, target, sessions.incarnation, sessions.high);
+      call.request.chunk_size = 0;
+      call.request.length = static_cast<std::uint32_t>(ids.size() * sizeof(rpc::SessionId));
+      call.buffer = reinterpret_cast<std::byte*>(ids.data());
+      EXPECT_EQ(run(*lockd, call), expected) << target;
+    }
   }
   void kill_all() {
     EXPECT_EQ(both_->kill_and_wait(SIGKILL), 1000 + SIGKILL);
@@ -213,27 +248,6 @@ class StoragedTest : public ::testing::Test {
   std::unique_ptr<Process> both_;
   std::unique_ptr<Process> data_;
 };
-
-rpc::DataCall data_call(DataOp op, std::uint32_t target, rpc::Ino ino, std::uint64_t chunk,
-                        std::uint32_t offset = 0, std::uint32_t length = 0,
-                        std::byte* buffer = nullptr, std::uint32_t flags = 0) {
-  rpc::DataCall call;
-  call.target = target;
-  call.request.op = static_cast<std::uint16_t>(op);
-  call.request.ino = ino;
-  call.request.chunk = chunk;
-  call.request.offset = offset;
-  call.request.length = length;
-  call.request.chunk_size = kChunk;
-  call.request.flags = flags;
-  call.buffer = buffer;
-  return call;
-}
-
-int run(rpc::Client& client, rpc::DataCall call) {
-  const Status status = client.run(std::span(&call, 1));
-  return status.ok() ? call.error : (call.error != 0 ? call.error : status.error().code);
-}
 
 std::vector<std::byte> pattern(std::size_t length, std::uint64_t seed) {
   std::vector<std::byte> bytes(length);
@@ -303,6 +317,7 @@ TEST_F(StoragedTest, WhatWasAnsweredSurvivesKill) {
   std::this_thread::sleep_for(500ms);
   data_ = launch("data");
   ASSERT_NE(data_->first_line(), "");
+  teach({3, 0, {}});
   const auto deadline = std::chrono::steady_clock::now() + 20s;
   while (chunk_files(directory_ + "/data0/data") + chunk_files(directory_ + "/data1/data") > 0) {
     ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "chunks are left";
@@ -484,6 +499,46 @@ TEST_F(StoragedTest, GarbageCostsItsSenderTheConnectionOnly) {
   }
   EXPECT_EQ(both_->kill_and_wait(SIGTERM), 0);
   EXPECT_EQ(data_->kill_and_wait(SIGTERM), 0);
+}
+
+TEST_F(StoragedTest, NobodyIsServedBeforeLockdHasToldWhoLives) {
+  start_all();
+  teach({3, 8, {7}});
+  auto lives = client(rpc::Role::client, 7);
+  const rpc::Ino ino = create(*lives, "file");
+  auto bytes = pattern(kChunk, 5);
+  ASSERT_EQ(run(*lives, data_call(DataOp::write, 0, ino, 0, 0, kChunk, bytes.data())), 0);
+  kill_all();
+  both_ = launch("both");
+  data_ = launch("data");
+  ASSERT_NE(both_->first_line(), "");
+  ASSERT_NE(data_->first_line(), "");
+  const auto learning = [&](const std::string& name, const char* role) {
+    return nlohmann::json::parse(*admin_query(admin_path(name), "status"))[role]["learning"]
+        .get<bool>();
+  };
+  EXPECT_TRUE(learning("both", "meta"));
+  EXPECT_TRUE(learning("both", "data"));
+  EXPECT_TRUE(learning("data", "data"));
+  // Who asks meanwhile waits, and is answered when they have learned.
+  std::thread late([&] {
+    std::this_thread::sleep_for(500ms);
+    teach({4, 9, {7}});
+  });
+  const auto before = std::chrono::steady_clock::now();
+  EXPECT_EQ(run(*lives, data_call(DataOp::write, 0, ino, 0, 0, kChunk, bytes.data())), 0);
+  EXPECT_GE(std::chrono::steady_clock::now() - before, 400ms);
+  EXPECT_TRUE(lives->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).ok());
+  late.join();
+  EXPECT_FALSE(learning("both", "meta"));
+  // 8 was not named: over. 10 began after the list.
+  auto over = client(rpc::Role::client, 8);
+  EXPECT_EQ(run(*over, data_call(DataOp::write, 1, ino, 1, 0, kChunk, bytes.data())), ESTALE);
+  EXPECT_EQ(over->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).error().code, ESTALE);
+  auto fresh = client(rpc::Role::client, 10);
+  EXPECT_TRUE(fresh->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).ok());
+  teach({3, 100, {8}}, ESTALE);
+  EXPECT_EQ(over->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).error().code, ESTALE);
 }
 
 }  // namespace

@@ -78,7 +78,9 @@ DataServiceStatus DataService::status() const {
           requests_,
           waiting_for_buffer_.size() + waiting_for_store_.size(),
           pool_.taken(),
-          fenced_->size()};
+          fenced_->size(),
+          living_.learning(),
+          living_.incarnation()};
 }
 
 // ---- buffers
@@ -248,6 +250,20 @@ void DataService::persist(Fence fence) {
       shared->responder.reply(code);
     });
   });
+}
+
+void DataService::on_sessions(rpc::Sessions&& sessions, rpc::DataResponder responder) {
+  const bool first = living_.learning();
+  if (!living_.learn(sessions)) {
+    spdlog::warn("lockd of incarnation {} is over, {} runs: its list of sessions is refused",
+                 sessions.incarnation, living_.incarnation());
+    return responder.reply(ESTALE);
+  }
+  if (first)
+    spdlog::info("{}: lockd of incarnation {} told {} living sessions", "data",
+                 sessions.incarnation, sessions.ids.size());
+  server_->disconnect_sessions([this](rpc::SessionId session) { return session_allowed(session); });
+  responder.reply(0);
 }
 
 }  // namespace distfuse::storaged

@@ -21,6 +21,7 @@
 #include "storaged/buffer_pool.h"
 #include "storaged/data/chunk_store.h"
 #include "storaged/fenced_sessions.h"
+#include "storaged/living_sessions.h"
 #include "storaged/role.h"
 #include "storaged/worker_thread.h"
 
@@ -33,6 +34,8 @@ struct DataServiceStatus {
   std::uint64_t waiting = 0;
   std::uint64_t buffers_taken = 0;
   std::uint64_t fenced_sessions = 0;
+  bool learning = false;
+  std::uint64_t incarnation = 0;  ///< Of the lockd that told who lives.
 };
 
 class DataService final : public rpc::Handler, public Role {
@@ -51,7 +54,11 @@ class DataService final : public rpc::Handler, public Role {
   void stop() override;
   [[nodiscard]] DataServiceStatus status() const;
 
-  bool session_allowed(rpc::SessionId session) override { return !fenced_->contains(session); }
+  bool session_allowed(rpc::SessionId session) override {
+    return !fenced_->contains(session) && living_.lives(session);
+  }
+  [[nodiscard]] bool learning() const override { return living_.learning(); }
+  void on_sessions(rpc::Sessions&& sessions, rpc::DataResponder responder) override;
   std::byte* write_buffer(const rpc::DataRequest& request) override;
   void drop_write_buffer(std::byte* buffer) override;
   void on_data(const rpc::Peer& peer, const rpc::DataRequest& request, std::byte* payload,
@@ -81,6 +88,7 @@ class DataService final : public rpc::Handler, public Role {
   void forget(Task& task);
 
   rpc::Server* server_ = nullptr;
+  LivingSessions living_;
   BufferPool pool_;
   std::unique_ptr<FencedSessions> fenced_;
   std::vector<std::unique_ptr<Task>> tasks_;

@@ -70,4 +70,18 @@ void MetaService::answer(Waiting& waiting, int error) {
   waiting.clear();
 }
 
+void MetaService::on_sessions(rpc::Sessions&& sessions, rpc::DataResponder responder) {
+  const bool first = living_.learning();
+  if (!living_.learn(sessions)) {
+    spdlog::warn("lockd of incarnation {} is over, {} runs: its list of sessions is refused",
+                 sessions.incarnation, living_.incarnation());
+    return responder.reply(ESTALE);
+  }
+  if (first)
+    spdlog::info("{}: lockd of incarnation {} told {} living sessions", "meta",
+                 sessions.incarnation, sessions.ids.size());
+  server_->disconnect_sessions([this](rpc::SessionId session) { return session_allowed(session); });
+  responder.reply(0);
+}
+
 }  // namespace distfuse::storaged

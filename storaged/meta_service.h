@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "rpc/server.h"
+#include "storaged/living_sessions.h"
 #include "storaged/meta/metadata_store.h"
 #include "storaged/role.h"
 #include "storaged/worker_thread.h"
@@ -23,6 +24,8 @@ namespace distfuse::storaged {
 struct MetaServiceStatus {
   MetadataCounters store;
   rpc::ServerCounters server;
+  bool learning = false;
+  std::uint64_t incarnation = 0;  ///< Of the lockd that told who lives.
 };
 
 class MetaService final : public rpc::Handler, public Role {
@@ -40,10 +43,14 @@ class MetaService final : public rpc::Handler, public Role {
   [[nodiscard]] bool idle() const override { return waiting_.empty() && !syncing_; }
   [[nodiscard]] MetadataStore& store() { return *store_; }
   [[nodiscard]] MetaServiceStatus status() const {
-    return {store_->counters(), server_->counters()};
+    return {store_->counters(), server_->counters(), living_.learning(), living_.incarnation()};
   }
 
-  bool session_allowed(rpc::SessionId session) override { return !fenced_.contains(session); }
+  bool session_allowed(rpc::SessionId session) override {
+    return !fenced_.contains(session) && living_.lives(session);
+  }
+  [[nodiscard]] bool learning() const override { return living_.learning(); }
+  void on_sessions(rpc::Sessions&& sessions, rpc::DataResponder responder) override;
   void on_metadata(const rpc::Peer& peer, const rpc::RequestContext& context,
                    rpc::MetadataRequest&& request, rpc::MetadataResponder responder) override;
 
@@ -54,6 +61,7 @@ class MetaService final : public rpc::Handler, public Role {
   void answer(Waiting& waiting, int error);
 
   rpc::Server* server_ = nullptr;
+  LivingSessions living_;
   std::unique_ptr<MetadataStore> store_;
   std::function<void()> purge_wanted_;
   std::unordered_set<rpc::SessionId> fenced_;  // since the start; the store knows all

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "storaged/living_sessions.h"
+
+#include <gtest/gtest.h>
+
+namespace distfuse::storaged {
+namespace {
+
+TEST(LivingSessions, LearnsOnceAndThenRefusesWhoIsNotNamed) {
+  LivingSessions living;
+  EXPECT_TRUE(living.learning());
+  EXPECT_TRUE(living.learn({3, 100, {90, 100}}));
+  EXPECT_FALSE(living.learning());
+  EXPECT_TRUE(living.lives(90));
+  EXPECT_FALSE(living.lives(91));
+  EXPECT_TRUE(living.lives(100));
+  EXPECT_TRUE(living.lives(101)) << "began after the list was made";
+}
+
+TEST(LivingSessions, AnOlderIncarnationIsRefused) {
+  LivingSessions living;
+  EXPECT_TRUE(living.learn({4, 100, {90}}));
+  EXPECT_FALSE(living.learn({3, 200, {91, 200}}));
+  EXPECT_TRUE(living.lives(90));
+  EXPECT_FALSE(living.lives(91));
+  EXPECT_TRUE(living.lives(150));
+  EXPECT_TRUE(living.learn({5, 300, {}}));
+  EXPECT_FALSE(living.lives(90));
+  EXPECT_FALSE(living.lives(150));
+}
+
+TEST(LivingSessions, AnOlderListBringsNobodyBack) {
+  LivingSessions living;
+  EXPECT_TRUE(living.learn({3, 100, {80, 100}}));
+  EXPECT_TRUE(living.learn({3, 120, {100, 110}}));
+  EXPECT_TRUE(living.learn({3, 100, {80, 100}}));  // Late.
+  EXPECT_FALSE(living.lives(80));
+  EXPECT_TRUE(living.lives(100));
+  EXPECT_TRUE(living.lives(110));
+  EXPECT_FALSE(living.lives(120));
+  EXPECT_TRUE(living.learn({3, 120, {110}}));
+  EXPECT_TRUE(living.learn({3, 120, {100, 110}}));
+  EXPECT_FALSE(living.lives(100));
+}
+
+TEST(LivingSessions, WithoutLeasesEverybodyLives) {
+  LivingSessions living;
+  EXPECT_TRUE(living.learn({3, 0, {}}));
+  EXPECT_FALSE(living.learning());
+  EXPECT_TRUE(living.lives(1));
+}
+
+}  // namespace
+}  // namespace distfuse::storaged
