@@ -41,6 +41,7 @@ void ClientNode::output(unsigned key, const df_out& out) {
     for (unsigned i = 0; i < threads_.size(); ++i)
       if (threads_[i].key == key && threads_[i].pinned) fail(i, true);
     shed_progress(key);
+    fsync_step(key);
   }
   if ((out.wake & DF_WAKE_REASSERTED) != 0) world_.reached(Branch::reasserted);
   if ((out.wake & (DF_WAKE_REASSERTED | DF_WAKE_FORFEITED)) != 0) reasserted(l, key);
@@ -95,7 +96,12 @@ void ClientNode::start_chain(unsigned key, const df_chain& chain) {
   if (chain.slot != DF_NO_SLOT && chain.kind != DF_CHAIN_CLAIM) lock.gate_slot = chain.slot;
   if (l.lanes.empty()) return;
   world_.note(*this, "chain", key, chain.kind, chain.slot);
-  world_.network.post(l.lanes[key / links_.size() % l.lanes.size()], chain,
+  auto posted = chain;
+  // The mutant: an attempt that met the contended bit is not taken off the word again.
+  if (chain.kind == DF_CHAIN_UNDO && lock.core.woken != 0 &&
+      world_.options.mutant == Mutant::undo_forgets)
+    posted.op[0].operand = 0;
+  world_.network.post(l.lanes[key / links_.size() % l.lanes.size()], posted,
                       [this, key, chain, generation = l.generation](auto old, auto image) {
                         if (link(key).generation != generation || !locks_[key].in_flight) return;
                         chain_done(key, chain, old, image);
@@ -128,8 +134,6 @@ void ClientNode::chain_done(unsigned key, const df_chain& chain, std::uint64_t o
   auto& lock = locks_[key];
   world_.note(*this, "chain done", key, chain.kind, old);
   note_chain(key, chain, old);
-  if (chain.kind == DF_CHAIN_UNDO && world_.options.mutant == Mutant::undo_forgets)
-    old &= ~DF_CONTENDED;
   lock.in_flight = false;
   df_out out;
   df_lock_chain_done(&lock.core, old, image, &out);

@@ -135,6 +135,7 @@ void LockdNode::received(ConnectionId connection, const Packet& packet) {
       storage_[i].asked.erase(it);
       return fence_answered(i, session);
     }
+  if (forgotten(packet.lock)) return;
   tell_time();
   daemon_->message(connection,
                    std::as_bytes(std::span(packet.lock.bytes, packet.lock.head.length)));
@@ -178,6 +179,26 @@ std::vector<bool> LockdNode::owners_in_table() {
 }
 
 // ---- the loopback
+
+namespace {
+
+/// Nothing but the contended bit is taken off.
+bool disarms(const df_chain& chain) {
+  return chain.count == 1 && chain.op[0].kind == DF_OP_FAA && chain.op[0].operand == DF_CONTENDED;
+}
+
+}  // namespace
+
+/// The mutant: a slot is forgotten when its bit is off, and with it who asked meanwhile.
+bool LockdNode::forgotten(const df_msg& message) const {
+  if (world_.options.mutant != Mutant::disarm_races || message.head.type != DF_MSG_ASK)
+    return false;
+  const auto disarming = [&](const Running& running) {
+    return disarms(running.chain.chain) && running.chain.chain.slot == message.head.slot;
+  };
+  return std::any_of(loop_.begin(), loop_.end(), disarming) ||
+         std::any_of(loop_done_.begin(), loop_done_.end(), disarming);
+}
 
 void LockdNode::post(std::uint64_t cookie, const df_chain& chain) {
   loop_.push_back({RunningChain{chain, 0, 0, {}}, cookie});

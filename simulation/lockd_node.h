@@ -51,6 +51,7 @@ class LockdNode : public Process, public Memory, private lockd::DaemonActions {
   void connect_storage(unsigned storaged);
   void send_fence(unsigned storaged, std::uint64_t session);
   void fence_answered(unsigned storaged, std::uint64_t session);
+  [[nodiscard]] bool forgotten(const df_msg& message) const;
   void tell_time();
   void after_event();
   void append();

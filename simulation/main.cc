@@ -33,6 +33,7 @@ struct Arguments {
   unsigned jobs = 1;
   unsigned events = 60;
   bool require_branches = false;
+  bool mutants = false;
 };
 
 struct Outcome {
@@ -210,7 +211,36 @@ int many_seeds(const Arguments& arguments, Mutant mutant) {
   return 0;
 }
 
+/// Each of the deliberate bugs must be found.
+int all_mutants(const Arguments& arguments) {
+  unsigned missed = 0;
+  nlohmann::json json;
+  for (const auto mutant : kMutants) {
+    Campaign campaign(arguments, mutant);
+    campaign.run();
+    auto& entry = json[mutant_name(mutant)];
+    entry["seeds"] = campaign.done;
+    entry["found"] = campaign.failure.has_value();
+    if (!campaign.failure) {
+      ++missed;
+      fmt::print("{:<22} NOT FOUND by {} seeds from {}\n", mutant_name(mutant), campaign.done,
+                 campaign.first());
+      continue;
+    }
+    const auto& failure = *campaign.failure;
+    entry["seed"] = failure.seed;
+    entry["violation"] = failure.violation;
+    fmt::print("{:<22} found by seed {}, the {}. of this run, after {:.1f} s: {}\n  replay: {}\n",
+               mutant_name(mutant), failure.seed, failure.seed - campaign.first() + 1,
+               campaign.seconds(), failure.violation, replay(failure.seed, mutant));
+    (void)std::fflush(stdout);
+  }
+  if (!arguments.json.empty()) std::ofstream(arguments.json) << json.dump(2) << '\n';
+  return missed == 0 ? 0 : 1;
+}
+
 int main_with(const Arguments& arguments) {
+  if (arguments.mutants) return all_mutants(arguments);
   Mutant mutant = Mutant::none;
   if (!arguments.mutant.empty() && !mutant_of(arguments.mutant, mutant)) {
     fmt::print(stderr, "distfuse-simulate: no such mutant: {}\n", arguments.mutant);
@@ -238,6 +268,9 @@ int main(int argc, char** argv) {
   app.add_option("--mutant", arguments.mutant,
                  "with a deliberate bug: undo-forgets, disarm-races, reclaim-before-fence, "
                  "trust-whole-lease, grace-ends-early");
+  app.add_flag("--mutants", arguments.mutants,
+               "every deliberate bug, each until it is found or --minutes are over; 0 only if each "
+               "is found");
   app.add_option("--json", arguments.json, "write the summary to this file");
   app.add_option("--jobs", arguments.jobs, "threads (default 1)")->check(CLI::Range(1, 1024));
   app.add_option("--events", arguments.events, "of a failed run to print (default 60)")

@@ -81,6 +81,7 @@ void World::run() {
   run_until(now() + std::max<Time>(options.busy / 4, 2 * lease_us()));
   working = false;
   wait_for_rest("after work");
+  audit();
   drop_everything();
   sweep();
 }
@@ -98,6 +99,26 @@ void World::wait_for_rest(const char* phase) {
     if (unrest.empty()) return;
     if (now() >= end) throw Violation(fmt::format("no rest {}: {}", phase, unrest));
     run_until(std::min(end, now() + 1000));
+  }
+}
+
+/// Every word is the sum of who holds, where nobody died that has held.
+void World::audit() const {
+  for (const auto& lockd : lockds) {
+    if (lockd->counters().died != 0 || options.liars != 0) continue;
+    std::vector<std::uint64_t> sums(lockd->slot_count());
+    for (unsigned key = 0; key < options.keys; ++key) {
+      if (lockds[lockd_of(key)] != lockd) continue;
+      for (const auto& client : clients) {
+        const auto& core = client->core(key);
+        if (core.held != DF_NL) sums.at(core.slot) += df_unit(core.held, core.table->node);
+      }
+    }
+    for (df_u32 i = 0; i < sums.size(); ++i)
+      if (sums[i] != lockd->slots()[i].word)
+        throw Violation(
+            fmt::format("{}: the word of slot {} is {:#x} at rest, the holders' sum is {:#x}",
+                        lockd->name(), i, lockd->slots()[i].word, sums[i]));
   }
 }
 

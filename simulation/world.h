@@ -66,6 +66,7 @@ struct World {
   void next_fault();
   void end_faults();
   void wait_for_rest(const char* phase);
+  void audit() const;
   void drop_everything();
   void sweep();
 };
