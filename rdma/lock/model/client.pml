@@ -397,8 +397,8 @@ inline note_unfinished()
 #define count_op ops = ops - 1
 #endif
 
-hidden byte type, seq, what;
-hidden byte chain_was, cancelling_was;
+SCRATCH byte type, seq, what;
+SCRATCH byte chain_was, cancelling_was;
 
 proctype client(byte me; byte ops; byte modes; byte tries; bool drops)
 {

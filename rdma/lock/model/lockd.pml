@@ -619,9 +619,9 @@ inline take_message()
 
 #define START(number, script) run client(number, script)
 
-hidden byte n, kind, first, second, third;
-hidden byte stop, pump;
-hidden int sum_word, others, dead_units;
+SCRATCH byte n, kind, first, second, third;
+SCRATCH byte stop, pump;
+SCRATCH int sum_word, others, dead_units;
 
 active proctype lockd()
 {

@@ -9,7 +9,7 @@
  *
  * Faults, each at most as often as said: LOCKD_CRASHES, STORAGED_CRASHES, KILLS (its kernel ends the connection), POWER_CUTS (nobody tells),
  * LINK_CUTS (the connection between a client and lockd ends, both live). Stalls have no bound. A client begins at most one session:
- * who comes after a loss is another client (NEWCOMERS).
+ * who comes after a loss is another client (NEWCOMERS). COARSE: a chain is one step, which leaves room for a third client.
  */
 #include "word.pml"
 
@@ -148,22 +148,33 @@ byte link_cuts = LINK_CUTS;
 #define using(i) (held[i] != NL && trust[i] > 0)
 #define clash(i, l) (i != l && using(i) && using(l) && !compatible(held[i], held[l]))
 
-hidden byte suspected;
+SCRATCH byte suspected;
 
 #if N == 2
 #define clash_of(i) clash(i, 0) || clash(i, 1)
 #define others_use(i) ((i != 0 && using(0)) || (i != 1 && using(1)))
 #define fits(i) (fit(i, 0) && fit(i, 1))
+#define nobody_has(i) (free(i, 0) && free(i, 1))
+#define nobody_writes(i) (read(i, 0) && read(i, 1))
 #define all_said (said_one(0) && said_one(1))
 #define any_timer (timer_runs(0) || timer_runs(1))
 #else
 #define clash_of(i) clash(i, 0) || clash(i, 1) || clash(i, 2)
 #define others_use(i) ((i != 0 && using(0)) || (i != 1 && using(1)) || (i != 2 && using(2)))
 #define fits(i) (fit(i, 0) && fit(i, 1) && fit(i, 2))
+#define nobody_has(i) (free(i, 0) && free(i, 1) && free(i, 2))
+#define nobody_writes(i) (read(i, 0) && read(i, 1) && read(i, 2))
 #define all_said (said_one(0) && said_one(1) && said_one(2))
 #define any_timer (timer_runs(0) || timer_runs(1) || timer_runs(2))
 #endif
+#ifdef COARSE
+#define re_asserted(i) 1
+#else
+#define re_asserted(i) (chain[i] > POSTED || held[i] == NL)
+#endif
 #define fit(i, l) (i == l || compatible(taking[i], table[l]))
+#define free(i, l) (i == l || table[l] == NL)
+#define read(i, l) (i == l || table[l] != X)
 #define said_one(l) (!listed[l] || said[l])
 #define ageing(i) (renewal[i] != NO_CHAIN || hello[i] != NO_HELLO)
 #define timer_runs(i) (trust[i] > 0 || deadline[i] > 0 || (ageing(i) && age[i] < TRUST))
@@ -233,7 +244,26 @@ end:
 	   }
 	:: d_step { connected(i) && renewal[i] == DONE -> renewal[i] = NO_CHAIN; set_trust(i) }
 
+#ifndef WITHOUT_LOCKS
 	/* Locks. */
+#ifdef COARSE
+	:: d_step {
+		   session[i] == LIVE && pair[i] && held[i] == NL && trust[i] > 0 && (WRITERS & bit(i)) &&
+			   nobody_has(i) -> table[i] = X;
+		   held[i] = X;
+		   check_use(i)
+	   }
+	:: d_step {
+		   session[i] == LIVE && pair[i] && held[i] == NL && trust[i] > 0 && nobody_writes(i) ->
+		   table[i] = S;
+		   held[i] = S;
+		   check_use(i)
+	   }
+	:: d_step {
+		   session[i] == LIVE && pair[i] && held[i] != NL && !dirty[i] -> table[i] = NL;
+		   held[i] = NL
+	   }
+#else
 	:: d_step {
 		   session[i] == LIVE && held[i] == NL && chain[i] == NO_CHAIN && trust[i] > 0 &&
 			   (WRITERS & bit(i)) -> chain[i] = POSTED;
@@ -254,9 +284,11 @@ end:
 		   chain[i] = NO_CHAIN;
 		   taking[i] = NL
 	   }
+#endif
 	/* Dirtied only while trusted; written back at any time. */
 	:: d_step { held[i] == X && trust[i] > 0 && !dirty[i] -> dirty[i] = 1 }
 	:: d_step { dirty[i] && write[i] == NO_WRITE -> write[i] = UNDER_WAY }
+#ifndef COARSE
 	/* A revoke, or by its own will: flushed, forgotten, then off the word. Down to NL, or from X to S. */
 	:: d_step {
 		   session[i] == LIVE && held[i] != NL && !dirty[i] && chain[i] == NO_CHAIN ->
@@ -270,6 +302,8 @@ end:
 		   taking[i] = S;
 		   held[i] = S
 	   }
+#endif
+#endif
 
 	/* lockd is lost, or has lost us. */
 	:: d_step { connected(i) && !pair[i] -> detach(i); session[i] = CONNECTING }
@@ -279,13 +313,20 @@ end:
 		   hello[i] = NO_HELLO;
 		   set_trust(i)
 	   }
+#ifndef COARSE
 	:: d_step {
 		   session[i] == REASSERTING && held[i] != NL && chain[i] == NO_CHAIN -> chain[i] = POSTED;
 		   taking[i] = held[i]
 	   }
+#endif
 	:: d_step {
-		   session[i] == REASSERTING && pair[i] && (chain[i] > POSTED || held[i] == NL) ->
+		   session[i] == REASSERTING && pair[i] && re_asserted(i) ->
+#ifdef COARSE
+		   claim(KEEP, held[i] == NL || (held[i] == X -> nobody_has(i) : nobody_writes(i)));
+		   table[i] = held[i];
+#else
 		   claim(KEEP, chain[i] != FAILED);
+#endif
 		   if
 		   :: held[i] == X && dirty[i] -> reached(reasserted_dirty)
 		   :: held[i] == S -> reached(reasserted_S)
@@ -402,6 +443,9 @@ inline refuse(i)
 	fi
 }
 
+#define is_late(i)                                                                                 \
+	(grace && grace_left == 0 && listed[i] && !said[i] && loss[i] == NOT_LOST)
+
 /* lockd's part of one session. */
 proctype lockd_session(byte i)
 {
@@ -424,7 +468,7 @@ end:
 		   fi
 	   }
 	:: d_step { /* looks at the lease word */
-		up && joined[i] && loss[i] == NOT_LOST && lease_word[i] -> lease_word[i] = 0;
+		up && joined[i] && loss[i] == NOT_LOST && lease_word[i] && !is_late(i) -> lease_word[i] = 0;
 		deadline[i] = LEASE
 	}
 	:: d_step { /* the lease ran out */
@@ -434,7 +478,7 @@ end:
 		up && joined[i] && loss[i] == NOT_LOST && (!pair[i] || ended[i]) -> condemn(i)
 	}
 	:: d_step { /* did not come, or did not say Reclaimed, within grace */
-		up && grace && grace_left == 0 && listed[i] && !said[i] && loss[i] == NOT_LOST ->
+		up && is_late(i) ->
 		if
 		:: joined[i] -> reached(came_and_did_not_reclaim)
 		:: else -> reached(absentee)

@@ -57,3 +57,8 @@
 			fprintf(stderr, "reached " #point "\n");                                   \
 		}                                                                                  \
 	}
+
+/* Variables that mean nothing between two steps: no part of the state, but in a search breadth first, which cannot have such. */
+#ifndef SCRATCH
+#define SCRATCH hidden
+#endif
