@@ -26,6 +26,7 @@ Status Filesystem::connect() {
   lock_options.cluster_id = cluster.id;
   lock_options.mount_name = options_.name;
   lock_options.max_locks = cluster.client.max_locks;
+  lock_options.give_up = std::chrono::seconds(cluster.client.give_up_s);
   auto locks = LockTable::create(lock_options, *this);
   if (!locks) return locks.error();
   locks_ = std::move(*locks);

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "client/locks/control.h"
 
-#include <spdlog/spdlog.h>
-
 #include <utility>
 
+#include "client/locks/clock.h"
 #include "client/locks/welcome.h"
 
 namespace distfuse::client {
@@ -13,8 +12,10 @@ using std::chrono::milliseconds;
 
 Result<std::unique_ptr<Control>> Control::connect(fabric::Fabric& fabric,
                                                   const std::string& address, const df_hello& hello,
-                                                  milliseconds timeout) {
+                                                  milliseconds timeout, df_u32* refusal) {
   std::unique_ptr<Control> control(new Control);
+  if (refusal != nullptr) *refusal = 0;
+  control->posted_ms_ = now_ms();
   auto worker = fabric.create_worker(*control);
   if (!worker) return worker.error();
   control->worker_ = std::move(*worker);
@@ -25,11 +26,16 @@ Result<std::unique_ptr<Control>> Control::connect(fabric::Fabric& fabric,
   while (!control->greeted_ && control->error_.code == 0) {
     if (!control->worker_->progress()) control->worker_->wait(milliseconds(100));
   }
-  if (control->error_.code != 0) return control->error_;
-  return control;
+  if (control->error_.code == 0) return control;
+  if (refusal != nullptr) *refusal = control->refusal_;
+  return control->error_;
 }
 
 Control::~Control() {
+  stop();
+}
+
+void Control::stop() {
   if (!thread_.joinable()) return;
   {
     const std::lock_guard lock(mutex_);
@@ -37,6 +43,11 @@ Control::~Control() {
     worker_->wake();
   }
   thread_.join();
+}
+
+void Control::close() {
+  stop();
+  connection_.reset();
 }
 
 void Control::start(Receiver& receiver) {
@@ -120,14 +131,11 @@ void Control::end(const std::string& reason) {
     ended_ = true;
     changed_.notify_all();
   }
-  connection_.reset();  // lockd learns of it now, not when this process ends.
-  if (orderly) return;
-  spdlog::error("locks: the session with lockd is lost: {}", reason);
-  receiver_->lost(reason);
+  if (!orderly) receiver_->lost(reason);
 }
 
 void Control::on_connected(fabric::Connection& /*connection*/, std::span<const std::byte> data) {
-  auto welcome = read_welcome(data);
+  auto welcome = read_welcome(data, &refusal_);
   if (!welcome) {
     error_ = welcome.error();
     return;

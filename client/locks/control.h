@@ -11,7 +11,8 @@
 // handled; lockd itself ends a session that has some 130,000 messages undrained. A queue that is longer means that lockd does not
 // read: the session ends.
 //
-// Recovery: none: the end of the connection is the end of the session, reported once.
+// Recovery: none here: the end of the connection, or that it cannot go on, is reported once. It is not closed then: lockd would see an end
+// by our own will, and trust nothing that we still do. link.h has what follows.
 #pragma once
 
 #include <atomic>
@@ -41,14 +42,17 @@ class Receiver {
 
 class Control final : private fabric::Handler {
  public:
-  /// Error: see read_welcome; not reachable.
+  /// Error: see read_welcome; not reachable. `refusal`, if given: lockd's (enum df_refusal), 0: it did not answer.
   static Result<std::unique_ptr<Control>> connect(fabric::Fabric& fabric,
                                                   const std::string& address, const df_hello& hello,
-                                                  std::chrono::milliseconds timeout);
+                                                  std::chrono::milliseconds timeout,
+                                                  df_u32* refusal = nullptr);
   ~Control() override;
 
   [[nodiscard]] const df_welcome& welcome() const { return welcome_; }
-  /// Starts the thread. `receiver` outlives the Control.
+  /// When the Hello left: a lease counts from there.
+  [[nodiscard]] std::uint64_t posted_ms() const { return posted_ms_; }
+  /// Starts the thread. `receiver` lives until stop().
   void start(Receiver& receiver);
   /// Any thread; never waits.
   void send(const df_msg& message);
@@ -56,6 +60,10 @@ class Control final : private fabric::Handler {
   void fail(const std::string& reason);
   /// Sends Bye and waits until lockd has closed the connection or `timeout` is over. Nothing is sent afterwards.
   void say_bye(std::chrono::milliseconds timeout);
+  /// Ends the thread, without a report. Not from a call of the receiver.
+  void stop();
+  /// The same, and lockd sees the end.
+  void close();
 
  private:
   static constexpr std::size_t kMaxQueued = std::size_t{1} << 18;
@@ -79,6 +87,8 @@ class Control final : private fabric::Handler {
   Receiver* receiver_ = nullptr;
   std::vector<std::vector<std::byte>> early_;  ///< Came before start().
   df_welcome welcome_{};
+  df_u32 refusal_ = 0;
+  std::uint64_t posted_ms_ = 0;
   bool greeted_ = false;
   Error error_{0, {}};  ///< Set: the connection is ended, or must be.
   std::deque<df_msg> sending_;

@@ -94,6 +94,18 @@ Result<unsigned> Lane::next(const std::atomic<bool>& closed) {
   return index;
 }
 
+Result<std::optional<unsigned>> Lane::poll(std::chrono::milliseconds timeout) {
+  if (done_.empty() && error_.code == 0 && !worker_->progress()) worker_->wait(timeout);
+  if (!done_.empty()) {
+    const unsigned index = done_.back();
+    done_.pop_back();
+    --in_flight_;
+    return std::optional(index);
+  }
+  if (error_.code != 0) return error_;
+  return std::optional<unsigned>{};
+}
+
 ChainResult Lane::result(unsigned index) const {
   const std::byte* base = memory_.data() + index * kStride;
   ChainResult result;

@@ -6,7 +6,7 @@
 // Limits: LanePool::limit lanes; a borrower waits for one when all are out, holding nothing. It gets one, because whoever has
 // one waits for nothing but the completion of its chains, which needs no other client. A lane holds kChains chains.
 //
-// Recovery: none. A chain that fails, or a lane that cannot be opened when no other is there, ends the session: what an
+// Recovery: none. A chain that fails, or a lane that cannot be opened when no other is there, ends the link: what an
 // atomic did whose completion was not seen is not known. close() ends the waits for completions within kLook.
 #pragma once
 
@@ -15,6 +15,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,11 @@ class Lane final : private fabric::Handler {
   /// Spins for a moment, then sleeps, until a posted chain is complete; its index. Error: ENOTCONN.
   Result<unsigned> next(const std::atomic<bool>& closed);
   [[nodiscard]] ChainResult result(unsigned index) const;
+  /// One look, without spinning: a posted chain that is complete; else sleeps until something happens, wake() or `timeout`, and answers
+  /// nothing. Error: ENOTCONN.
+  Result<std::optional<unsigned>> poll(std::chrono::milliseconds timeout);
+  /// Any thread.
+  void wake() { worker_->wake(); }
   /// post and next for one.
   Result<ChainResult> run(const df_chain& chain, const std::atomic<bool>& closed);
 

@@ -61,13 +61,16 @@ struct Shed {
 };
 
 struct Lock : std::enable_shared_from_this<Lock> {
-  Lock(Ino number, const df_table& table) : ino(number) {
+  Lock(Ino number, const df_table& table, std::uint32_t its_epoch, bool detached)
+      : ino(number), epoch(its_epoch) {
     df_lock_init(&core, &table, df_key_inode(number));
+    if (detached) df_lock_detach(&core);
   }
 
   const Ino ino;
   std::mutex mutex;                 ///< Protects all below.
   std::condition_variable changed;  ///< Anything that a waiter, dropper or parked request looks at.
+  std::uint32_t epoch;              ///< Of the link that its chains and messages go over.
   df_lock core;
   std::vector<Waiter*> waiters;  ///< ≤ threads of the daemon.
   Shed shed;
@@ -80,6 +83,8 @@ struct Lock : std::enable_shared_from_this<Lock> {
   bool counted = false;   ///< Counted as held.
   bool recent = false;    ///< Used since the trimmer came by last.
   bool unwanted = false;  ///< To be taken out of the map when it has been given up.
+  bool forfeited =
+      false;  ///< Not had again after lockd's restart: what is below must be forgotten, not written.
   bool dropping = false;  ///< At the revokers, to be dropped in the background.
 
   [[nodiscard]] bool covers(Mode mode) const { return df_covers(core.held, to_core(mode)) != 0; }

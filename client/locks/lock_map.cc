@@ -5,13 +5,22 @@ namespace distfuse::client {
 
 static_assert(LockMap::kShards == 64, "shard_of takes the upper 6 bits");
 
+void LockMap::enter(std::uint32_t epoch, const df_table& table, bool detached) {
+  for (auto& shard : shards_) {
+    const std::lock_guard guard(shard.mutex);
+    shard.table = &table;
+    shard.epoch = epoch;
+    shard.detached = detached;
+  }
+}
+
 LockRef LockMap::get(Ino ino) {
   Shard& shard = shard_of(ino);
   const std::lock_guard guard(shard.mutex);
   const auto found = shard.locks.find(ino);
   if (found != shard.locks.end()) return found->second;
   if (shard.closed) return nullptr;
-  auto lock = std::make_shared<Lock>(ino, table_);
+  auto lock = std::make_shared<Lock>(ino, *shard.table, shard.epoch, shard.detached);
   shard.locks.emplace(ino, lock);
   size_.fetch_add(1, std::memory_order_relaxed);
   return lock;

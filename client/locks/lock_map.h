@@ -14,8 +14,8 @@ namespace distfuse::client {
 
 class LockMap {
  public:
-  explicit LockMap(const df_table& table) : table_(table) {}
-
+  /// Locks that are made from now on belong to this epoch's table, and are detached or not. Before the first get().
+  void enter(std::uint32_t epoch, const df_table& table, bool detached);
   /// Null: closed.
   LockRef get(Ino ino);
   /// Null: there is none.
@@ -38,11 +38,13 @@ class LockMap {
   struct alignas(64) Shard {
     std::mutex mutex;
     std::unordered_map<Ino, LockRef> locks;
+    const df_table* table = nullptr;
+    std::uint32_t epoch = 0;
+    bool detached = false;
     bool closed = false;
   };
   Shard& shard_of(Ino ino) { return shards_[(ino * 0x9e3779b97f4a7c15ull) >> 58]; }
 
-  const df_table& table_;
   std::array<Shard, kShards> shards_;
   std::atomic<std::size_t> size_ = 0;
   std::atomic<std::uint64_t> erased_hits_ = 0;

@@ -69,7 +69,10 @@ class CacheOwner {
   virtual void shed(Ino ino, Mode keep) = 0;
   /// Control or revoker thread; must not block: the current size and times, if this mount changed them under X.
   virtual std::optional<ValueBlock> publish(Ino ino) = 0;
-  /// Control thread: the session is lost; every cache is void, dirty state cannot be written.
+  /// Revoker thread, in place of shed(): the lock was not had again after lockd's restart. What is dirty below it must not be written: it is an
+  /// error, recorded for fsync and close; everything known is forgotten.
+  virtual void forfeit(Ino ino) { shed(ino, Mode::none); }
+  /// The session's keeper: the session is lost; every cache is void, dirty state cannot be written. Must not wait.
   virtual void session_lost(const std::string& reason) = 0;
 };
 
@@ -113,6 +116,12 @@ struct SessionInfo {
   std::uint64_t session = 0;
   std::uint32_t node_id = 0;
   std::uint64_t incarnation = 0;
+  std::string state;             ///< live, suspect, connecting, reclaiming, lost.
+  std::uint64_t lease_ms = 0;    ///< 0: none.
+  std::uint64_t trusted_ms = 0;  ///< From now on; ~0: no lease.
+  std::uint64_t reconnects = 0;  ///< To later incarnations of lockd.
+  std::uint64_t forfeited = 0;   ///< Locks that were not had again then.
+  std::uint64_t file_locks = 0;  ///< Ranges granted to this mount.
 };
 
 struct LockTableOptions {
@@ -125,6 +134,7 @@ struct LockTableOptions {
   unsigned revokers = 8;
   std::size_t max_locks = 100000;  ///< Held locks kept without a pin; the oldest go first.
   std::chrono::milliseconds connect_timeout{5000};
+  std::chrono::milliseconds give_up{30000};  ///< No lockd for this long: the session is lost.
 };
 
 struct LockCounters {
@@ -134,19 +144,23 @@ struct LockCounters {
 
 class LockTable {
  public:
-  /// Connects to lockd and gets a session. Error: not reachable, another protocol version, another cluster, no node id left.
+  /// Connects to lockd and gets a session. Error: not reachable, another protocol version, another cluster, no node id left; EAGAIN:
+  /// lockd has restarted and gives no new session yet.
   static Result<std::unique_ptr<LockTable>> create(const LockTableOptions& options,
                                                    CacheOwner& owner);
   virtual ~LockTable() = default;  ///< Sheds everything, ends the session.
 
   [[nodiscard]] virtual SessionInfo session() const = 0;
+  /// For how long what is held may be believed, milliseconds from now; 0: not now; ~0: without end.
+  [[nodiscard]] virtual std::uint64_t trust_left() const = 0;
 
-  /// Blocks until `mode` is held. EINTR: interrupted; ENOTCONN: session lost.
+  /// Blocks until `mode` is held, and while locks may not be used (the lease is not renewed, lockd restarts). EINTR: interrupted; EIO: they
+  /// could not be used for LockTableOptions::give_up; ENOTCONN: session lost, nothing was pinned.
   virtual Result<Pin> pin(Ino ino, Mode mode, const Interrupted& interrupted = {}) = 0;
   /// By ascending ino, duplicates merged to the stronger mode; the pins in the order of `wanted` (a duplicate's pin is empty).
   virtual Result<std::vector<Pin>> pin_all(std::span<const Wanted> wanted,
                                            const Interrupted& interrupted = {}) = 0;
-  /// Never waits for another node: held already or free to take; else an empty Pin.
+  /// Never waits for another node, nor for lockd: held already or free to take; else an empty Pin.
   virtual Pin try_pin(Ino ino, Mode mode) = 0;
   /// try_pin for many with the chains in flight together; empty pins where it did not work.
   virtual std::vector<Pin> try_pin_many(std::span<const Ino> inodes, Mode mode) = 0;

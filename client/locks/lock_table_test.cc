@@ -54,9 +54,9 @@ class CountingOwner : public CacheOwner {
 
 class LockTableTest : public ::testing::Test {
  protected:
-  /// False after five seconds.
+  /// False after ten seconds.
   static bool eventually(const std::function<bool()>& good) {
-    for (int i = 0; i < 500; ++i) {
+    for (int i = 0; i < 1000; ++i) {
       if (good()) return true;
       std::this_thread::sleep_for(10ms);
     }

@@ -19,6 +19,10 @@ df_u32 answer_to(df_u32 type) {
   }
 }
 
+Error cut_error() {
+  return {ECONNRESET, "the connection to lockd ended"};
+}
+
 }  // namespace
 
 /// With the mutex held.
@@ -31,9 +35,9 @@ std::uint64_t Requests::send(df_msg& message, Waiting& waiting) {
 }
 
 Result<df_msg> Requests::ask(df_msg message, const Interrupted& interrupted, df_u32 cancel) {
-  Waiting waiting{answer_to(message.head.type), {}};
+  Waiting waiting{answer_to(message.head.type), {}, &message};
   std::unique_lock lock(mutex_);
-  if (closed_) return Error{ENOTCONN, "the session is lost"};
+  if (closed_) return cut_error();
   const std::uint64_t id = send(message, waiting);
   bool cancelled = false;
   while (!waiting.answer && !closed_) {
@@ -49,15 +53,15 @@ Result<df_msg> Requests::ask(df_msg message, const Interrupted& interrupted, df_
     lock.lock();
   }
   waiting_.erase(id);
-  if (!waiting.answer) return Error{ENOTCONN, "the session is lost"};
+  if (!waiting.answer) return cut_error();
   return *waiting.answer;
 }
 
 Result<df_msg> Requests::ask_or_leave(df_msg message, const Interrupted& interrupted,
                                       std::function<void()> late) {
-  Waiting waiting{answer_to(message.head.type), {}};
+  Waiting waiting{answer_to(message.head.type), {}, &message};
   std::unique_lock lock(mutex_);
-  if (closed_) return Error{ENOTCONN, "the session is lost"};
+  if (closed_) return cut_error();
   const std::uint64_t id = send(message, waiting);
   bool leave = false;
   auto asked_at = std::chrono::steady_clock::now();
@@ -72,13 +76,14 @@ Result<df_msg> Requests::ask_or_leave(df_msg message, const Interrupted& interru
   }
   waiting_.erase(id);
   if (waiting.answer) return *waiting.answer;
-  if (closed_) return Error{ENOTCONN, "the session is lost"};
+  if (closed_) return cut_error();
   left_.emplace(id, Left{waiting.type, std::move(late)});
   return Error{EINTR, "interrupted while waiting for lockd"};
 }
 
 bool Requests::answer(const df_msg& message) {
   const std::lock_guard lock(mutex_);
+  if (closed_) return true;  // Its asker has gone.
   if (const auto left = left_.find(message.head.seq);
       left != left_.end() && left->second.type == message.head.type) {
     left->second.late();
@@ -90,6 +95,10 @@ bool Requests::answer(const df_msg& message) {
       found->second->answer) {
     return false;
   }
+  const df_u32 asked = found->second->request->head.type;
+  if (hook_ && (asked == DF_MSG_FILE_LOCK || asked == DF_MSG_FILE_UNLOCK) &&
+      message.file_reply.error == 0)
+    hook_(*found->second->request);
   found->second->answer = message;
   answered_.notify_all();
   return true;
@@ -98,6 +107,8 @@ bool Requests::answer(const df_msg& message) {
 void Requests::close() {
   const std::lock_guard lock(mutex_);
   closed_ = true;
+  for (auto& [id, left] : left_) left.late();
+  left_.clear();
   answered_.notify_all();
 }
 

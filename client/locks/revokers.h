@@ -15,11 +15,17 @@
 
 namespace distfuse::client {
 
+/// A chain that a lock's machine gave out, and the epoch that the lock was in.
+struct Due {
+  df_chain chain;
+  std::uint32_t epoch = 0;
+};
+
 struct RevokerJob {
   enum class Kind : std::uint8_t { shed, chain, drop, trim };
   Kind kind = Kind::shed;
-  LockRef lock;                     ///< trim: none.
-  std::unique_ptr<df_chain> chain;  ///< chain: to be run.
+  LockRef lock;              ///< trim: none.
+  std::unique_ptr<Due> due;  ///< chain: to be run.
 };
 
 class Revokers {

@@ -54,9 +54,7 @@ Result<std::unique_ptr<LockTable>> Table::create(const LockTableOptions& options
 }
 
 Table::Table(const LockTableOptions& options, CacheOwner& owner)
-    : options_(options),
-      owner_(owner),
-      gates_([this](const df_msg& freeze) { answer_freeze(freeze); }) {}
+    : options_(options), owner_(owner) {}
 
 Status Table::open() {
   auto hello = make_hello(options_);
@@ -71,43 +69,72 @@ Status Table::open() {
                      ": start distfuse-lockd there, or correct [lockd] in the cluster file"};
   }
   welcome_ = (*control)->welcome();
-  geometry_ = df_table{welcome_.buckets, welcome_.overflow, welcome_.node};
-
-  df_hello lane_hello = *hello;
-  lane_hello.role = DF_ROLE_LANE;
-  lane_hello.session = welcome_.session;
-  std::memset(lane_hello.name, 0, sizeof(lane_hello.name));
-  lanes_ = std::make_unique<LanePool>(*fabric_, options_.lockd, lane_hello, options_.lanes,
-                                      options_.connect_timeout);
+  lane_hello_ = *hello;
+  lane_hello_.role = DF_ROLE_LANE;
+  lane_hello_.session = welcome_.session;
+  std::memset(lane_hello_.name, 0, sizeof(lane_hello_.name));
+  const df_welcome& welcome = welcome_;
+  geometries_.push_back({welcome.buckets, welcome.overflow, welcome.node});
+  locks_.enter(0, geometries_.back(), false);
+  auto link = make_link(std::move(*control), 0);
   // The first lane now: what keeps lanes from being opened is told at the start.
-  if (auto lane = lanes_->borrow(); !lane) return lane.error();
+  if (auto lane = link->lanes->borrow(); !lane) return lane.error();
 
   // Of what lockd lets us have unanswered: half for locks, a quarter each for file locks that wait and for short calls.
   const unsigned asks = std::max(welcome_.asks, 4u);
   ask_credits_ = std::make_unique<Credits>(asks / 2);
   wait_credits_ = std::make_unique<Credits>(asks / 4);
   call_credits_ = std::make_unique<Credits>(asks / 4);
-  control_ = std::move(*control);
-  requests_ = std::make_unique<Requests>(*control_);
+  link_ = link;
+  live_ = true;
+  keeper_ = std::make_unique<SessionKeeper>(
+      *fabric_,
+      SessionKeeper::Options{options_.lockd, *hello, options_.connect_timeout, options_.give_up},
+      *this);
   revokers_ = std::make_unique<Revokers>(options_.revokers, [this](RevokerJob& job) { work(job); });
-  control_->start(*this);
+  DISTFUSE_TRY(keeper_->begin(*link->control));
+  link->start();
   return {};
 }
 
+/// Its end: everything is given up, lockd is told, then every thread ends.
 Table::~Table() {
-  if (revokers_ != nullptr) {
-    const std::size_t left = lost_ ? 0 : drop_all();
+  ending_ = true;
+  LinkRef link;
+  std::size_t left = 1;
+  if (revokers_ != nullptr && !lost_ && live_) {
+    left = drop_all();
     if (left != 0)
       spdlog::error("locks: {} locks were still in use at the end:\n{}", left, describe());
-    if (left == 0 && !lost_) control_->say_bye(std::chrono::seconds(2));
-    revokers_->stop();
   }
-  control_.reset();
-  lanes_.reset();
+  if (keeper_ != nullptr) keeper_->stop();
+  {
+    const std::lock_guard lock(link_mutex_);
+    link = link_;
+  }
+  if (link != nullptr) {
+    if (left == 0 && !lost_ && live_) link->control->say_bye(std::chrono::seconds(2));
+    link->close();
+    link.reset();
+  }
+  if (reasserter_.joinable()) reasserter_.join();
+  if (sweeper_.joinable()) sweeper_.join();
+  if (revokers_ != nullptr) revokers_->stop();
+  reap_links(true);
 }
 
 SessionInfo Table::session() const {
-  return {welcome_.session, welcome_.node, welcome_.incarnation};
+  SessionInfo info;
+  info.session = welcome_.session;
+  info.node_id = welcome_.node;
+  info.incarnation = keeper_->incarnation();
+  info.state = state_name(keeper_->state());
+  info.lease_ms = keeper_->lease_ms();
+  info.trusted_ms = keeper_->trust_left();
+  info.reconnects = keeper_->reconnects();
+  info.forfeited = forfeited_;
+  info.file_locks = granted_.size();
+  return info;
 }
 
 LockCounters Table::counters() const {
@@ -148,14 +175,9 @@ std::string Table::describe() {
 
 // --- what lockd sends -------------------------------------------------------------------------
 
-void Table::answer_unknown(const df_msg& message) {
-  df_msg reply;
-  if (df_client_unknown(&message, &reply) == 1) control_->send(reply);
-}
-
 /// Control thread, or the last to leave a slot gate.
-void Table::answer_freeze(const df_msg& message) {
-  if (!deliver(message)) control_->fail("lockd sent a Freeze that has no place here");
+void Table::answer_freeze(Link& link, const df_msg& message) {
+  if (!deliver(link, message)) link.control->fail("lockd sent a Freeze that has no place here");
 }
 
 LockRef Table::lock_of_key(df_u64 key) {
@@ -163,34 +185,31 @@ LockRef Table::lock_of_key(df_u64 key) {
   return df_key_inode(ino) == key ? locks_.find(ino) : nullptr;  // Extents: nothing is held.
 }
 
-bool Table::feed(Lock& lock, const df_msg& message, const df_value* publish) {
+/// With the lock's mutex.
+bool Table::feed(Link& link, Lock& lock, const df_msg& message, const df_value* publish) {
+  if (lock.epoch != link.epoch) return true;  // Of a table that is gone.
   df_out out;
-  df_chain chain;
+  Due due;
   if (df_lock_message(&lock.core, &message, publish, &out) != 0) return false;
-  if (perform(lock, out, chain)) {
-    revokers_->push(
-        {RevokerJob::Kind::chain, lock.shared_from_this(), std::make_unique<df_chain>(chain)});
-  }
+  if (perform(lock, out, due)) run_later(lock, due);
   return true;
 }
 
-bool Table::deliver(const df_msg& message) {
+bool Table::deliver(Link& link, const df_msg& message) {
   const auto lock = lock_of_key(message.head.key);
   if (lock != nullptr) {
     const std::lock_guard guard(lock->mutex);
-    return feed(*lock, message, nullptr);
+    return feed(link, *lock, message, nullptr);
   }
   if (message.head.type == DF_MSG_GRANT || message.head.type == DF_MSG_FOUND) return false;
-  answer_unknown(message);
+  df_msg reply;
+  if (df_client_unknown(&message, &reply) == 1) link.control->send(reply);
   return true;
 }
 
-bool Table::receive_glimpse(const df_msg& message) {
+bool Table::receive_glimpse(Link& link, const df_msg& message) {
   const auto lock = lock_of_key(message.head.key);
-  if (lock == nullptr) {
-    answer_unknown(message);
-    return true;
-  }
+  if (lock == nullptr) return deliver(link, message);
   std::uint64_t holds = 0;
   bool held = false;
   {
@@ -201,61 +220,41 @@ bool Table::receive_glimpse(const df_msg& message) {
   const auto block = held ? owner_.publish(lock->ino) : std::nullopt;
   const std::lock_guard guard(lock->mutex);
   // Given up and taken again since: what the owner said was of the hold before.
-  if (!block || lock->holds != holds) return feed(*lock, message, nullptr);
+  if (!block || lock->holds != holds) return feed(link, *lock, message, nullptr);
   const df_value value{block->size, static_cast<df_u64>(block->mtime_ns),
                        static_cast<df_u64>(block->ctime_ns), 0};
-  return feed(*lock, message, &value);
+  return feed(link, *lock, message, &value);
 }
 
-bool Table::receive(const df_msg& message) {
+bool Table::receive(Link& link, const df_msg& message) {
   const df_msg_head& head = message.head;
   switch (head.type) {
     case DF_MSG_GLIMPSE_REPLY:
     case DF_MSG_FILE_REPLY:
-      return requests_->answer(message);
+      return link.requests.answer(message);
     case DF_MSG_FOUND:
-      if (Requests::is_ours(head.seq)) return requests_->answer(message);
+      if (Requests::is_ours(head.seq)) return link.requests.answer(message);
       break;
     case DF_MSG_THAW:
-      gates_.thaw(head.slot);
+      link.gates.thaw(head.slot);
       return true;
     case DF_MSG_FREEZE:
-      gates_.freeze(message);
+      link.gates.freeze(message);
       return true;
     case DF_MSG_GLIMPSE:
-      return receive_glimpse(message);
+      return receive_glimpse(link, message);
+    case DF_MSG_RESUME:
+      keeper_->resumed(link.epoch);
+      return true;
     default:
       break;
   }
-  return deliver(message);
-}
-
-void Table::lost(const std::string& reason) {
-  lost_ = true;
-  locks_.close();
-  lanes_->close();
-  gates_.close();
-  requests_->close();
-  for (const auto& lock : locks_.all()) {
-    const std::lock_guard guard(lock->mutex);
-    df_out out;
-    df_chain chain;
-    ++lock->holds;
-    lock->shed.active = false;
-    df_lock_session_lost(&lock->core, &out);
-    (void)perform(*lock, out, chain);  // Only wakes.
-    lock->changed.notify_all();
-  }
-  owner_.session_lost(reason);
+  return deliver(link, message);
 }
 
 void Table::abandon(const std::string& reason) {
-  session_failed(Error{ENOTCONN, reason});
-}
-
-void Table::session_failed(const Error& error) {
-  lanes_->close();  // Nothing may be posted again whose first outcome is not known.
-  if (!lost_) control_->fail(error.message);
+  const std::lock_guard lock(link_mutex_);
+  if (link_ != nullptr) link_->control->fail(reason);
 }
 
 }  // namespace distfuse::client

@@ -22,7 +22,12 @@
 // Pages under S and a file open for writing never meet: an open raises page_io_needs_x and then drops S. A READ that comes in between waits
 // for X, but the sweep of that drop may wait for its page; so while pages under S are being given up, READs still join under S.
 //
-// Recovery: the loss of the control connection or of a lane ends the session: all waits and calls give ENOTCONN.
+// Lease (session_keeper.h): a lock is used only while the session is trusted. Without trust pins wait, tries fail, and what the kernel has is
+// swept (recovery.cc), because the kernel would go on serving it by itself.
+//
+// Recovery: when the control connection or a lane ends, the locks are detached (cached use goes on while trusted; what would post or send
+// waits), the keeper connects again, and all that is held is taken again in the new table (recovery.cc). What was asked of lockd is
+// asked again. A session that is lost ends this object's life: all waits and calls give ENOTCONN.
 //
 // Limits: LockTableOptions. max_locks is kept by a trimmer that runs behind; a caller that makes new locks at twice the
 // limit is slowed down.
@@ -31,25 +36,27 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
+#include <thread>
 
-#include "client/locks/control.h"
 #include "client/locks/credits.h"
-#include "client/locks/lane.h"
+#include "client/locks/granted.h"
+#include "client/locks/link.h"
 #include "client/locks/lock_map.h"
-#include "client/locks/requests.h"
 #include "client/locks/revokers.h"
-#include "client/locks/slot_gates.h"
+#include "client/locks/session_keeper.h"
 
 namespace distfuse::client {
 
-class Table final : public LockTable, private Receiver {
+class Table final : public LockTable, public LinkUser, public SessionUser {
  public:
   static Result<std::unique_ptr<LockTable>> create(const LockTableOptions& options,
                                                    CacheOwner& owner);
   ~Table() override;
 
   [[nodiscard]] SessionInfo session() const override;
+  [[nodiscard]] std::uint64_t trust_left() const override { return keeper_->trust_left(); }
   Result<Pin> pin(Ino ino, Mode mode, const Interrupted& interrupted) override;
   Result<std::vector<Pin>> pin_all(std::span<const Wanted> wanted,
                                    const Interrupted& interrupted) override;
@@ -68,6 +75,9 @@ class Table final : public LockTable, private Receiver {
   [[nodiscard]] std::string describe();
   /// Ends the session without Bye, as if the connection had broken.
   void abandon(const std::string& reason);
+  /// As if the daemon stood still, as far as its lease is concerned.
+  void pause_lease(bool on) { keeper_->pause(on); }
+  void withhold_renewals(bool on) { keeper_->withhold(on); }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -75,6 +85,7 @@ class Table final : public LockTable, private Receiver {
 
   static constexpr std::chrono::milliseconds kPark{2};
   static constexpr std::chrono::milliseconds kParkBehind{50};
+  static constexpr std::chrono::milliseconds kTrustPoll{10};
   static constexpr std::chrono::milliseconds kPoll{
       50};  ///< How often a wait asks whether it was interrupted.
 
@@ -82,24 +93,47 @@ class Table final : public LockTable, private Receiver {
   Status open();
   void unpin(void* lock, Mode mode) override;
 
-  // Receiver.
-  bool receive(const df_msg& message) override;
-  void lost(const std::string& reason) override;
-  bool receive_glimpse(const df_msg& message);
-  void answer_freeze(const df_msg& message);
-  void answer_unknown(const df_msg& message);
+  // LinkUser.
+  bool receive(Link& link, const df_msg& message) override;
+  void answer_freeze(Link& link, const df_msg& message) override;
+  void link_ended(Link& link, const std::string& reason) override;
+  bool receive_glimpse(Link& link, const df_msg& message);
   LockRef lock_of_key(df_u64 key);
-  bool deliver(const df_msg& message);
-  bool feed(Lock& lock, const df_msg& message, const df_value* publish);
+  bool deliver(Link& link, const df_msg& message);
+  bool feed(Link& link, Lock& lock, const df_msg& message, const df_value* publish);
+
+  // SessionUser, and what follows from it (recovery.cc).
+  void session_suspect() override;
+  void session_trusted() override {}
+  void session_lost(const std::string& reason) override;
+  void session_detach(std::uint32_t epoch) override;
+  void session_connected(std::unique_ptr<Control> control) override;
+  void session_reassert() override;
+  void session_resume() override;
+  void session_reclaimed() override;
+  LinkRef make_link(std::unique_ptr<Control> control, std::uint32_t epoch);
+  void reassert_all(const LinkRef& link);
+  void reassert_some(Link& link, std::span<LockRef> locks);
+  bool begin_reassert(Link& link, Lock& lock, Due& due);
+  void reassert_busy(Link& link);
+  bool reassert_file_locks(Link& link);
+  void sweep_suspect();
+
+  /// The present link if it has this epoch; else null.
+  [[nodiscard]] LinkRef link_of(std::uint32_t epoch) const;
+  /// The link, once lockd takes requests. Error: ENOTCONN, EIO (given up), EINTR.
+  Result<LinkRef> live_link(const Interrupted& interrupted);
+  void reap_links(bool all);
 
   // Performing what a machine asks for (table_perform.cc). Called with the lock's mutex held but run().
-  [[nodiscard]] bool perform(Lock& lock, const df_out& out, df_chain& chain);
+  [[nodiscard]] bool perform(Lock& lock, const df_out& out, Due& due);
   void wake(Lock& lock, unsigned bits);
   void begin_shed(Lock& lock, Mode keep);
   void settle(Lock& lock);
-  void run(Lock& lock, const df_chain& first);
+  void run(Lock& lock, const Due& first);
+  void run_later(Lock& lock, const Due& due);
   void count_take(df_u32 kind, const df_out& out);
-  void session_failed(const Error& error);
+  void link_failed(Link& link, const Error& error);
 
   // Taking (table_pin.cc).
   Result<Pin> acquire(Ino ino, Mode mode, const Range* page_io, const Interrupted& interrupted);
@@ -107,6 +141,8 @@ class Table final : public LockTable, private Receiver {
   std::optional<Result<Pin>> look(Lock& lock, Guard& guard, Waiter& waiter,
                                   Clock::time_point since);
   void want(Lock& lock, Guard& guard, Waiter& waiter);
+  void wait_for_trust(Lock& lock, Guard& guard, Waiter& waiter);
+  void give_back(Lock& lock, Guard& guard, Waiter& waiter);
   void leave(Lock& lock, Guard& guard, Waiter& waiter);
   Mode needed(const Lock& lock, const Waiter& waiter);
   bool may_join(const Lock& lock, const Waiter& waiter);
@@ -119,13 +155,13 @@ class Table final : public LockTable, private Receiver {
   struct Attempt {
     LockRef lock;
     Waiter waiter;
-    df_chain chain;
-    bool posting = false;  ///< `chain` is to be posted.
+    Due due;
+    bool posting = false;  ///< `due` is to be posted.
     bool inside = false;   ///< Of the slot's gate.
   };
   void start_attempt(Attempt& attempt, Pin& pin);
   void drive(std::span<Attempt> attempts);
-  void attempt_done(Attempt& attempt, const ChainResult& result);
+  void attempt_done(Link& link, Attempt& attempt, const ChainResult& result);
 
   // Giving up (table_shed.cc).
   void work(RevokerJob& job);
@@ -146,12 +182,13 @@ class Table final : public LockTable, private Receiver {
     df_u32 slot = DF_NO_SLOT;
     df_slot image{};
   };
-  Result<Located> locate(df_u64 key, df_u32 slot, const Interrupted& interrupted);
-  Result<Located> find_in_bucket(df_u64 key, const Interrupted& interrupted);
-  Result<ChainResult> run_read(df_u64 offset, df_u32 length, std::span<std::byte> into);
+  Result<Located> locate(Link& link, df_u64 key, df_u32 slot, const Interrupted& interrupted);
+  Result<Located> find_in_bucket(Link& link, df_u64 key, const Interrupted& interrupted);
+  Status run_read(Link& link, df_u64 offset, df_u32 length, std::span<std::byte> into);
   Result<std::optional<ValueBlock>> glimpse_once(df_u64 key, df_u32 slot,
                                                  const Interrupted& interrupted);
   Result<df_msg> call(const df_msg& message, const Interrupted& interrupted = {});
+  Result<df_msg> call_over(Link& link, const df_msg& message, const Interrupted& interrupted);
 
   // File locks (table_requests.cc).
   [[nodiscard]] df_msg file_message(df_u32 type, const FileLock& lock) const;
@@ -161,18 +198,31 @@ class Table final : public LockTable, private Receiver {
   const LockTableOptions options_;
   CacheOwner& owner_;
   std::unique_ptr<fabric::Fabric> fabric_;
-  df_welcome welcome_{};
-  df_table geometry_{};
+  df_hello lane_hello_{};
+  df_welcome welcome_{};  ///< The first.
+  std::deque<df_table>
+      geometries_;  ///< Of each incarnation; the keeper's thread adds. Locks point here.
   std::atomic<bool> lost_ = false;
-  LockMap locks_{geometry_};
-  SlotGates gates_;
-  std::unique_ptr<Control> control_;
-  std::unique_ptr<LanePool> lanes_;
+  std::atomic<bool> live_ = false;  ///< lockd takes requests, locks are attached.
+  LockMap locks_;
+  GrantedLocks granted_;
+  mutable std::mutex link_mutex_;
+  LinkRef link_;  ///< Null: none now. Protected by link_mutex_.
+  std::vector<LinkRef>
+      retired_;  ///< Protected by link_mutex_; destroyed by the keeper's thread when nobody uses them any more.
   std::unique_ptr<Credits> ask_credits_;   ///< For locks' own Asks and Finds.
   std::unique_ptr<Credits> wait_credits_;  ///< For file locks that wait.
   std::unique_ptr<Credits> call_credits_;  ///< For what lockd answers soon.
-  std::unique_ptr<Requests> requests_;
   std::unique_ptr<Revokers> revokers_;
+
+  std::thread reasserter_;                    ///< Of the keeper's thread.
+  std::atomic<std::size_t> to_reassert_ = 0;  ///< Begun and not had yet, in this epoch.
+  std::mutex busy_mutex_;
+  std::vector<LockRef> busy_;  ///< To be begun again. Protected by busy_mutex_.
+  std::atomic<std::uint64_t> forfeited_ = 0;
+  std::thread sweeper_;  ///< Of the keeper's thread.
+  std::atomic<bool> sweeping_ = false;
+  std::atomic<bool> ending_ = false;
 
   std::atomic<bool> trimming_ = false;
   std::atomic<std::size_t> trim_shard_ = 0;
@@ -185,6 +235,8 @@ class Table final : public LockTable, private Receiver {
     std::atomic<std::uint64_t> free_takes = 0, asks = 0, revokes = 0, sweeps = 0, resweeps = 0,
                                glimpses = 0, finds = 0, held = 0;
   } counts_;
+
+  std::unique_ptr<SessionKeeper> keeper_;  ///< The last: its thread uses all of the above.
 };
 
 }  // namespace distfuse::client

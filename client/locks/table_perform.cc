@@ -23,6 +23,18 @@ bool is_gated(std::uint32_t kind) {
 
 void Table::wake(Lock& lock, unsigned bits) {
   if (bits == 0) return;
+  if ((bits & DF_WAKE_FORFEITED) != 0) {
+    lock.forfeited = true;
+    forfeited_.fetch_add(1, std::memory_order_relaxed);
+    spdlog::error("locks: inode {}: the lock could not be had again", lock.ino);
+  }
+  if ((bits & DF_WAKE_BUSY) != 0 && lock.core.asserting != 0) {
+    const std::lock_guard guard(busy_mutex_);
+    busy_.push_back(lock.shared_from_this());
+    bits &= ~unsigned{DF_WAKE_BUSY};
+  }
+  // A lock that is forfeited by its resume counted already, or was never begun: nobody looks at the count any more then.
+  if ((bits & (DF_WAKE_REASSERTED | DF_WAKE_FORFEITED)) != 0 && to_reassert_ != 0) --to_reassert_;
   std::erase_if(lock.waiters, [&](Waiter* waiter) {
     using State = Waiter::State;
     if ((bits & DF_WAKE_LOST) != 0) {
@@ -50,17 +62,21 @@ void Table::wake(Lock& lock, unsigned bits) {
   lock.changed.notify_all();
 }
 
-/// Under the mutex: performs `out`; true: `chain` must be run, without the mutex.
-bool Table::perform(Lock& lock, const df_out& out, df_chain& chain) {
+/// Under the mutex: performs `out`; true: `due` must be run, without the mutex.
+bool Table::perform(Lock& lock, const df_out& out, Due& due) {
   wake(lock, out.wake);
   if (out.shed != 0) begin_shed(lock, from_core(out.keep));
+  const LinkRef link = out.messages != 0 ? link_of(lock.epoch) : nullptr;
   for (unsigned i = 0; i < out.messages; ++i) {
     const auto type = out.message[i].head.type;
     if (type == DF_MSG_ASK) counts_.asks.fetch_add(1, std::memory_order_relaxed);
     if (type == DF_MSG_FIND) counts_.finds.fetch_add(1, std::memory_order_relaxed);
-    control_->send(out.message[i]);
+    if (link != nullptr) link->control->send(out.message[i]);
   }
-  if (out.post != 0) chain = out.chain;
+  if (out.post != 0) {
+    due.chain = out.chain;
+    due.epoch = lock.epoch;
+  }
   settle(lock);
   return out.post != 0;
 }
@@ -89,33 +105,40 @@ void Table::begin_shed(Lock& lock, Mode keep) {
 }
 
 /// Runs `first` and what follows from it. Without the lock's mutex.
-void Table::run(Lock& lock, const df_chain& first) {
-  df_chain chain = first;
+void Table::run(Lock& lock, const Due& first) {
+  const LinkRef link = link_of(first.epoch);
+  if (link == nullptr) return;  // The lock is, or will be, detached.
+  Due due = first;
   bool inside = false;
   for (bool more = true; more;) {
-    if (is_gated(chain.kind)) {
-      if (!gates_.enter(chain.slot)) return;
+    if (is_gated(due.chain.kind)) {
+      if (!link->gates.enter(due.chain.slot)) return;
       inside = true;
     }
-    const df_u32 kind = chain.kind;
-    const df_u32 slot = chain.slot;
+    const df_u32 kind = due.chain.kind;
+    const df_u32 slot = due.chain.slot;
     {
-      auto lane = lanes_->borrow();
-      if (!lane) return session_failed(lane.error());
-      const auto result = (*lane)->run(chain, lanes_->closed());
-      if (!result) return session_failed(result.error());
+      auto lane = link->lanes->borrow();
+      if (!lane) return link_failed(*link, lane.error());
+      const auto result = (*lane)->run(due.chain, link->lanes->closed());
+      if (!result) return link_failed(*link, result.error());
       const std::lock_guard guard(lock.mutex);
+      if (lock.epoch != link->epoch) return;
       df_out out;
       df_lock_chain_done(&lock.core, result->old, result->image, &out);
       count_take(kind, out);
-      more = perform(lock, out, chain);
+      more = perform(lock, out, due);
     }
     // From a TAKE to the end of its UNDO is one stay.
-    if (inside && !(more && chain.kind == DF_CHAIN_UNDO)) {
-      gates_.leave(slot);
+    if (inside && !(more && due.chain.kind == DF_CHAIN_UNDO)) {
+      link->gates.leave(slot);
       inside = false;
     }
   }
+}
+
+void Table::run_later(Lock& lock, const Due& due) {
+  revokers_->push({RevokerJob::Kind::chain, lock.shared_from_this(), std::make_unique<Due>(due)});
 }
 
 void Table::count_take(df_u32 kind, const df_out& out) {

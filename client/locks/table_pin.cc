@@ -75,7 +75,7 @@ Result<Pin> Table::acquire(Ino ino, Mode mode, const Range* page_io,
   waiter.page_io = page_io;
   Guard guard(lock->mutex);
   const Mode now = needed(*lock, waiter);
-  if (df_lock_pin(&lock->core, to_core(now)) == DF_PIN_OK) {
+  if (keeper_->trusted() && df_lock_pin(&lock->core, to_core(now)) == DF_PIN_OK) {
     ++lock->hits;
     admit(*lock, waiter);
     return pin_of(*lock, now);
@@ -141,7 +141,7 @@ void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
   if (!queued) lock.waiters.push_back(&waiter);
   waiter.state = Waiter::State::waiting;
   df_out out;
-  df_chain chain;
+  Due due;
   switch (df_lock_want(&lock.core, to_core(needed(lock, waiter)), 0, &out)) {
     case DF_WANT_HELD:
       std::erase(lock.waiters, &waiter);  // The next look pins it.
@@ -152,40 +152,78 @@ void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
     default:
       break;
   }
-  if (!perform(lock, out, chain)) return;
+  if (!perform(lock, out, due)) return;
   guard.unlock();
-  run(lock, chain);
+  run(lock, due);
   guard.lock();
+}
+
+/// Locks may not be used now: what was granted meanwhile is given back, for it may be revoked. May give the mutex up for a while.
+void Table::wait_for_trust(Lock& lock, Guard& guard, Waiter& waiter) {
+  if (waiter.state == Waiter::State::granted) {
+    waiter.state = Waiter::State::again;
+    Pin pin = pin_of(lock, waiter.granted);
+    guard.unlock();
+    pin.release();
+    guard.lock();
+  }
+  lock.changed.wait_for(guard, kTrustPoll);
 }
 
 Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
                             const Interrupted& interrupted) {
   const auto since = Clock::now();
   auto asked_at = since;
+  auto trusted_at = since;
   milliseconds pause{1};  // lockd has no room: 1 ms, doubling to 100.
   while (true) {
-    if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
-    const bool parked = may_join(lock, waiter);
-    if (waiter.state == Waiter::State::busy) {
-      lock.changed.wait_for(guard, pause);
-      pause = std::min(pause * 2, milliseconds(100));
-    }
-    if (!parked) {
-      want(lock, guard, waiter);
+    const bool trusted = keeper_->trusted();
+    if (trusted || lock.core.lost != 0) {
       if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
     }
-    if (parked || waiter.state == Waiter::State::waiting) {
-      lock.changed.wait_for(guard, may_join(lock, waiter) ? kPark / 2 : kPoll);
+    const bool parked = may_join(lock, waiter);
+    if (!trusted) {
+      wait_for_trust(lock, guard, waiter);
+      if (Clock::now() - trusted_at > options_.give_up && lock.core.lost == 0) {
+        give_back(lock, guard, waiter);
+        return Error{EIO,
+                     "no sign of lockd for " + std::to_string(options_.give_up.count()) + " ms"};
+      }
+    } else {
+      trusted_at = Clock::now();
+      if (waiter.state == Waiter::State::busy) {
+        lock.changed.wait_for(guard, pause);
+        pause = std::min(pause * 2, milliseconds(100));
+      }
+      if (!parked) {
+        want(lock, guard, waiter);
+        if (!keeper_->trusted()) continue;
+        if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
+      }
+      if (parked || waiter.state == Waiter::State::waiting) {
+        lock.changed.wait_for(guard, may_join(lock, waiter) ? kPark / 2 : kPoll);
+      }
     }
     if (!interrupted || Clock::now() - asked_at < kPoll) continue;
     asked_at = Clock::now();
     guard.unlock();
     const bool stop = interrupted();
     guard.lock();
-    if (!stop || waiter.state == Waiter::State::granted) continue;
-    leave(lock, guard, waiter);
+    if (!stop) continue;
+    if (waiter.state == Waiter::State::granted && keeper_->trusted()) continue;
+    give_back(lock, guard, waiter);
     return Error{EINTR, "interrupted while waiting for a lock"};
   }
+}
+
+/// Leaves, whatever it has got meanwhile.
+void Table::give_back(Lock& lock, Guard& guard, Waiter& waiter) {
+  leave(lock, guard, waiter);
+  if (waiter.state != Waiter::State::granted) return;
+  Pin pin = pin_of(lock, waiter.granted);
+  guard.unlock();
+  pin.release();
+  guard.lock();
 }
 
 /// The waiter waits no more; when it was the last one, the machine need not go on. May give the mutex up for a while.
@@ -193,11 +231,11 @@ void Table::leave(Lock& lock, Guard& guard, Waiter& waiter) {
   if (std::erase(lock.waiters, &waiter) == 0 || lock.core.want == DF_NL) return;
   if (std::ranges::any_of(lock.waiters, [](Waiter* other) { return !other->try_only; })) return;
   df_out out;
-  df_chain chain;
+  Due due;
   df_lock_cancel(&lock.core, &out);
-  if (!perform(lock, out, chain)) return;
+  if (!perform(lock, out, due)) return;
   guard.unlock();
-  run(lock, chain);
+  run(lock, due);
   guard.lock();
 }
 
@@ -245,6 +283,7 @@ void Table::start_attempt(Attempt& attempt, Pin& pin) {
   if (attempt.lock == nullptr) return;
   Lock& lock = *attempt.lock;
   Waiter& waiter = attempt.waiter;
+  if (!keeper_->trusted()) return;
   Guard guard(lock.mutex);
   if (df_lock_pin(&lock.core, to_core(waiter.mode)) == DF_PIN_OK) {
     ++lock.hits;
@@ -252,10 +291,11 @@ void Table::start_attempt(Attempt& attempt, Pin& pin) {
     pin = pin_of(lock, waiter.mode);
     return;
   }
+  if (!live_) return;
   df_out out;
   if (df_lock_want(&lock.core, to_core(waiter.mode), 1, &out) != DF_WANT_STARTED) return;
   lock.waiters.push_back(&waiter);
-  attempt.posting = perform(lock, out, attempt.chain);
+  attempt.posting = perform(lock, out, attempt.due);
   if (attempt.posting) return;
   leave(lock, guard, waiter);
   if (waiter.state == Waiter::State::granted) pin = pin_of(lock, waiter.mode);
@@ -276,60 +316,65 @@ Pin Table::try_pin(Ino ino, Mode mode) {
   Pin pin;
   start_attempt(attempt, pin);
   if (!attempt.posting) return pin;
-  run(*attempt.lock, attempt.chain);
+  run(*attempt.lock, attempt.due);
   return finish_try(*attempt.lock, attempt.waiter);
 }
 
-/// The chain of an attempt that was posted is complete; `posting` and `chain`: what follows.
-void Table::attempt_done(Attempt& attempt, const ChainResult& result) {
-  const df_u32 slot = attempt.chain.slot;
+/// The chain of an attempt that was posted is complete; `posting` and `due`: what follows.
+void Table::attempt_done(Link& link, Attempt& attempt, const ChainResult& result) {
+  const df_u32 slot = attempt.due.chain.slot;
   {
     const std::lock_guard guard(attempt.lock->mutex);
+    attempt.posting = false;
+    if (attempt.lock->epoch != link.epoch) return;
     df_out out;
     df_lock_chain_done(&attempt.lock->core, result.old, result.image, &out);
-    count_take(attempt.chain.kind, out);
-    attempt.posting = perform(*attempt.lock, out, attempt.chain);
+    count_take(attempt.due.chain.kind, out);
+    attempt.posting = perform(*attempt.lock, out, attempt.due);
   }
-  if (attempt.inside && !(attempt.posting && attempt.chain.kind == DF_CHAIN_UNDO)) {
-    gates_.leave(slot);
+  if (attempt.inside && !(attempt.posting && attempt.due.chain.kind == DF_CHAIN_UNDO)) {
+    link.gates.leave(slot);
     attempt.inside = false;
   }
 }
 
 /// Runs the attempts' chains together over one lane. Attempts that meet a frozen slot are left `posting`: waiting for a thaw with
-/// chains in flight inside other gates could be a cycle.
+/// chains in flight inside other gates could be a cycle. So are those of another epoch: run() drops them.
 void Table::drive(std::span<Attempt> attempts) {
-  auto lane = lanes_->borrow();
-  if (!lane) return session_failed(lane.error());
+  const auto first = std::ranges::find_if(attempts, &Attempt::posting);
+  const LinkRef link = link_of(first->due.epoch);
+  if (link == nullptr) return;
+  auto lane = link->lanes->borrow();
+  if (!lane) return link_failed(*link, lane.error());
   std::vector<Attempt*> ready;
   std::vector<unsigned> unused(Lane::kChains);
   std::vector<Attempt*> posted(Lane::kChains);
   std::iota(unused.rbegin(), unused.rend(), 0u);
   for (auto& attempt : attempts) {
-    if (attempt.posting) ready.push_back(&attempt);
+    if (attempt.posting && attempt.due.epoch == link->epoch) ready.push_back(&attempt);
   }
   while (true) {
     while (!ready.empty() && !unused.empty()) {
       Attempt* attempt = ready.back();
       ready.pop_back();
-      const df_chain& chain = attempt->chain;
+      const df_chain& chain = attempt->due.chain;
       if (chain.kind == DF_CHAIN_TAKE || chain.kind == DF_CHAIN_RELEASE ||
           chain.kind == DF_CHAIN_PUBLISH) {
-        if (!gates_.try_enter(chain.slot)) continue;
+        if (!link->gates.try_enter(chain.slot)) continue;
         attempt->inside = true;
       }
       if (auto status = (*lane)->post(chain, unused.back()); !status) {
-        return session_failed(status.error());
+        return link_failed(*link, status.error());
       }
       posted[unused.back()] = attempt;
       unused.pop_back();
     }
     if (unused.size() == Lane::kChains) return;
-    const auto done = (*lane)->next(lanes_->closed());
-    if (!done) return session_failed(done.error());
+    const auto done = (*lane)->next(link->lanes->closed());
+    if (!done) return link_failed(*link, done.error());
     Attempt* attempt = posted[*done];
     unused.push_back(*done);
-    attempt_done(*attempt, (*lane)->result(*done));
+    attempt_done(*link, *attempt, (*lane)->result(*done));
     if (attempt->posting) ready.push_back(attempt);
   }
 }
@@ -351,7 +396,7 @@ std::vector<Pin> Table::try_pin_many(std::span<const Ino> inodes, Mode mode) {
   drive(attempts);
   for (std::size_t i = 0; i < inodes.size(); ++i) {
     if (!started[i]) continue;
-    if (attempts[i].posting) run(*attempts[i].lock, attempts[i].chain);
+    if (attempts[i].posting) run(*attempts[i].lock, attempts[i].due);
     pins[i] = finish_try(*attempts[i].lock, attempts[i].waiter);
   }
   return pins;

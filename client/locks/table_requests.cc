@@ -48,44 +48,55 @@ df_u8 type_of(std::int16_t type) {
 // --- glimpses ---------------------------------------------------------------------------------
 
 /// Asks lockd. FileTest and FileUnlock it answers at once. Find and Glimpse may need another client, which may stand still: so an interrupted
-/// caller leaves, and its credit comes back with the answer.
-Result<df_msg> Table::call(const df_msg& message, const Interrupted& interrupted) {
+/// caller leaves, and its credit comes back with the answer. Error: ECONNRESET: the link ended first.
+Result<df_msg> Table::call_over(Link& link, const df_msg& message, const Interrupted& interrupted) {
   CreditLoan credit(*call_credits_);
   while (!credit.take()) {
     if (lost_) return Error{ENOTCONN, "the session with lockd is lost"};
     if (interrupted && interrupted()) return Error{EINTR, "interrupted while waiting to ask lockd"};
     call_credits_->wait(kPoll);
   }
-  if (!interrupted) return requests_->ask(message);
-  auto answer = requests_->ask_or_leave(message, interrupted, [this] { call_credits_->give(); });
+  if (!interrupted) return link.requests.ask(message);
+  auto answer = link.requests.ask_or_leave(message, interrupted, [this] { call_credits_->give(); });
   if (!answer && answer.error().code == EINTR) credit.hand_over();
   return answer;
 }
 
-Result<ChainResult> Table::run_read(df_u64 offset, df_u32 length, std::span<std::byte> into) {
+/// The same, of whichever lockd there is: what was asked of one that ended is asked of the next.
+Result<df_msg> Table::call(const df_msg& message, const Interrupted& interrupted) {
+  while (true) {
+    auto link = live_link(interrupted);
+    if (!link) return link.error();
+    auto answer = call_over(**link, message, interrupted);
+    if (answer || answer.error().code != ECONNRESET) return answer;
+  }
+}
+
+/// Error: ECONNRESET: the link ended.
+Status Table::run_read(Link& link, df_u64 offset, df_u32 length, std::span<std::byte> into) {
   df_chain chain;
   df_chain_init(&chain, DF_CHAIN_FIND, DF_NO_SLOT);
   df_chain_read(&chain, offset, length);
-  auto lane = lanes_->borrow();
+  auto lane = link.lanes->borrow();
   if (!lane) {
-    session_failed(lane.error());
-    return lane.error();
+    link_failed(link, lane.error());
+    return Error{ECONNRESET, lane.error().message};
   }
-  auto result = (*lane)->run(chain, lanes_->closed());
+  auto result = (*lane)->run(chain, link.lanes->closed());
   if (!result) {
-    session_failed(result.error());
-    return result.error();
+    link_failed(link, result.error());
+    return Error{ECONNRESET, result.error().message};
   }
   std::memcpy(into.data(), result->image, length);
-  return ChainResult{result->old, into.data()};
+  return {};
 }
 
 /// The key's slot and what is in it; DF_NO_SLOT: it has none, so nobody holds the lock.
-Result<Table::Located> Table::find_in_bucket(df_u64 key, const Interrupted& interrupted) {
+Result<Table::Located> Table::find_in_bucket(Link& link, df_u64 key,
+                                             const Interrupted& interrupted) {
   std::byte image[DF_BUCKET_SIZE];
-  const df_u32 bucket = df_hash_bucket(key, geometry_.buckets);
-  auto read = run_read(df_u64{bucket} * DF_BUCKET_SIZE, DF_BUCKET_SIZE, image);
-  if (!read) return read.error();
+  const df_u32 bucket = df_hash_bucket(key, link.geometry.buckets);
+  DISTFUSE_TRY(run_read(link, df_u64{bucket} * DF_BUCKET_SIZE, DF_BUCKET_SIZE, image));
   bool room = false;
   for (unsigned i = 0; i < DF_BUCKET_SLOTS; ++i) {
     const auto slot = slot_at(image, i);
@@ -96,33 +107,37 @@ Result<Table::Located> Table::find_in_bucket(df_u64 key, const Interrupted& inte
   // A full bucket: it may be in the overflow area, which only lockd knows.
   df_msg find;
   df_msg_init(&find, DF_MSG_FIND, 0, key, 0);
-  auto found = call(find, interrupted);
+  auto found = call_over(link, find, interrupted);
   if (!found) return found.error();
   if (found->found.status != DF_FOUND_SLOT) return Error{EAGAIN, "lockd has no room for a request"};
-  return locate(key, found->head.slot, interrupted);
+  return locate(link, key, found->head.slot, interrupted);
 }
 
-Result<Table::Located> Table::locate(df_u64 key, df_u32 slot, const Interrupted& interrupted) {
-  if (slot == DF_NO_SLOT) return find_in_bucket(key, interrupted);
+Result<Table::Located> Table::locate(Link& link, df_u64 key, df_u32 slot,
+                                     const Interrupted& interrupted) {
+  if (slot == DF_NO_SLOT) return find_in_bucket(link, key, interrupted);
   std::byte image[DF_SLOT_SIZE];
-  auto read = run_read(df_slot_offset(slot), DF_SLOT_SIZE, image);
-  if (!read) return read.error();
+  DISTFUSE_TRY(run_read(link, df_slot_offset(slot), DF_SLOT_SIZE, image));
   const auto content = slot_at(image, 0);
   if (content.key != key) return Error{EAGAIN, "the slot has another key now"};
   return Located{slot, content};
 }
 
-/// One try; EAGAIN: the slot moved, or lockd had no room.
+/// One try; EAGAIN: the slot moved, or lockd had no room; ECONNRESET: the link ended.
 Result<std::optional<ValueBlock>> Table::glimpse_once(df_u64 key, df_u32 slot,
                                                       const Interrupted& interrupted) {
-  auto located = locate(key, slot, interrupted);
+  auto link = live_link(interrupted);
+  if (!link) return link.error();
+  if (slot >= df_table_slots(&(*link)->geometry)) slot = DF_NO_SLOT;  // Of a table that is gone.
+  auto located = locate(**link, key, slot, interrupted);
   if (!located) return located.error();
-  if (located->slot == DF_NO_SLOT || df_glimpse_needed(&located->image, key, geometry_.node) == 0) {
+  if (located->slot == DF_NO_SLOT ||
+      df_glimpse_needed(&located->image, key, (*link)->geometry.node) == 0) {
     return std::optional<ValueBlock>{};
   }
   df_msg glimpse;
   df_msg_init(&glimpse, DF_MSG_GLIMPSE, located->slot, key, 0);
-  auto reply = call(glimpse, interrupted);
+  auto reply = call_over(**link, glimpse, interrupted);
   if (!reply) return reply.error();
   const auto& answer = reply->glimpse_reply;
   if (answer.status != DF_GLIMPSE_OK) return Error{EAGAIN, "the glimpse came at a bad time"};
@@ -143,13 +158,17 @@ Result<std::optional<ValueBlock>> Table::glimpse(Ino ino, const Interrupted& int
       guard.unlock();
       return owner_.publish(ino);
     }
-    if (lock->covers(Mode::s)) return std::optional<ValueBlock>{};  // Nobody else holds X.
+    if (lock->covers(Mode::s) && keeper_->trusted())
+      return std::optional<ValueBlock>{};  // Nobody else holds X.
     slot = lock->core.slot;
   }
   counts_.glimpses.fetch_add(1, std::memory_order_relaxed);
   auto result = glimpse_once(df_key_inode(ino), slot, interrupted);
   milliseconds pause{0};
-  for (int i = 1; i < kBusyTries && !result && result.error().code == EAGAIN; ++i) {
+  for (int i = 1; i < kBusyTries && !result; ++i) {
+    if (result.error().code == ECONNRESET)
+      i = 0;  // The next link is waited for as long as it may take.
+    if (result.error().code != EAGAIN && result.error().code != ECONNRESET) break;
     std::this_thread::sleep_for(pause);
     pause = std::min(pause * 2 + milliseconds(1), milliseconds(20));
     result = glimpse_once(df_key_inode(ino), DF_NO_SLOT, interrupted);
@@ -177,7 +196,12 @@ Result<df_msg> Table::wait_for_file_lock(df_msg message, const Interrupted& inte
   if (!credit.take())
     return Error{ENOLCK, "too many file locks of this mount are being waited for"};
   message.file.flags |= DF_FILE_WAIT;
-  return requests_->ask(message, interrupted, DF_MSG_FILE_CANCEL);
+  while (true) {
+    auto link = live_link(interrupted);
+    if (!link) return link.error();
+    auto answer = (*link)->requests.ask(message, interrupted, DF_MSG_FILE_CANCEL);
+    if (answer || answer.error().code != ECONNRESET) return answer;
+  }
 }
 
 void Table::note_file_owner(const FileLock& lock) {

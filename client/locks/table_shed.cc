@@ -19,7 +19,7 @@ void Table::work(RevokerJob& job) {
       work_shed(*job.lock);
       return erase_unwanted(job.lock);
     case RevokerJob::Kind::chain:
-      return run(*job.lock, *job.chain);
+      return run(*job.lock, *job.due);
     case RevokerJob::Kind::drop:
       return work_drop(job.lock);
     case RevokerJob::Kind::trim:
@@ -32,6 +32,7 @@ bool Table::decide(Lock& lock, Guard& guard) {
   Shed& shed = lock.shed;
   if (shed.decided) return true;
   shed.decided = true;
+  if (lock.forfeited) shed.keep = Mode::none;
   if (shed.keep != Mode::none) {
     const Mode asked = shed.keep;
     guard.unlock();
@@ -70,7 +71,10 @@ void Table::work_shed(Lock& lock) {
   Shed& shed = lock.shed;
   if (lock.core.lost != 0 || !shed.active || !decide(lock, guard)) return;
   while (true) {
-    if (!shed.swept) {
+    if (lock.forfeited && shed.keep != Mode::none) {
+      shed.keep = Mode::none;
+      shed.swept = false;
+    } else if (!shed.swept) {
       shed.swept = true;
       if (!sweep(lock, guard, {})) return;
     } else if (!shed.admitted.empty()) {
@@ -96,10 +100,16 @@ void Table::work_shed(Lock& lock) {
 void Table::finish_shed(Lock& lock, Guard& guard) {
   const Mode keep = lock.shed.keep;
   const bool exclusive = lock.core.held == DF_X;
+  const bool forfeited = std::exchange(lock.forfeited, false);
+  std::optional<ValueBlock> block;
   guard.unlock();
-  // Before the shed, which lets the owner forget.
-  const auto block = exclusive ? owner_.publish(lock.ino) : std::nullopt;
-  owner_.shed(lock.ino, keep);
+  if (forfeited) {
+    owner_.forfeit(lock.ino);
+  } else {
+    // Before the shed, which lets the owner forget.
+    if (exclusive) block = owner_.publish(lock.ino);
+    owner_.shed(lock.ino, keep);
+  }
   guard.lock();
   if (lock.core.lost != 0) return;
   ++lock.holds;
@@ -112,14 +122,14 @@ void Table::finish_shed(Lock& lock, Guard& guard) {
     value.ctime_ns = static_cast<df_u64>(block->ctime_ns);
   }
   df_out out;
-  df_chain chain;
+  Due due;
   if (df_lock_shed_done(&lock.core, to_core(keep), block ? &value : nullptr, &out) != 0) {
     spdlog::critical("locks: inode {}: shed to {} was not asked for", lock.ino, to_core(keep));
     std::abort();
   }
-  if (!perform(lock, out, chain)) return;
+  if (!perform(lock, out, due)) return;
   guard.unlock();
-  run(lock, chain);
+  run(lock, due);
   guard.lock();
 }
 
@@ -130,10 +140,10 @@ bool Table::drop_step(Lock& lock, Guard& guard, Mode mode) {
   if (lock.core.gate == DF_GATE_OPEN) {
     if (df_covers(to_core(mode), lock.core.held) == 0) return true;
     df_out out;
-    df_chain chain;
-    if (df_lock_drop(&lock.core, &out) == 0 && perform(lock, out, chain)) {
+    Due due;
+    if (df_lock_drop(&lock.core, &out) == 0 && perform(lock, out, due)) {
       guard.unlock();
-      run(lock, chain);
+      run(lock, due);
       guard.lock();
     }
   }
@@ -195,7 +205,7 @@ void Table::trim() {
   const std::size_t target = options_.max_locks - options_.max_locks / 16;
   std::size_t size = locks_.size();
   bool dropped = false;
-  for (std::size_t turn = 0; turn < 2 * LockMap::kShards && size > target && !lost_; ++turn) {
+  for (std::size_t turn = 0; turn < 2 * LockMap::kShards && size > target && live_; ++turn) {
     for (auto& lock : locks_.some(trim_shard_.fetch_add(1))) {
       if (size <= target) break;
       {
@@ -228,7 +238,7 @@ std::size_t Table::drop_all() {
       ++left;
       if (lock->core.pins == 0) (void)drop_step(*lock, guard, Mode::x);
     }
-    if (left == 0 || lost_ || Clock::now() > give_up) return lost_ ? 0 : left;
+    if (left == 0 || lost_ || !live_ || Clock::now() > give_up) return lost_ ? 0 : left;
     std::this_thread::sleep_for(pause);
   }
 }

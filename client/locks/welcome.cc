@@ -5,7 +5,7 @@
 
 namespace distfuse::client {
 
-Result<df_welcome> read_welcome(std::span<const std::byte> data) {
+Result<df_welcome> read_welcome(std::span<const std::byte> data, df_u32* refusal) {
   df_welcome welcome{};
   const int check = df_welcome_check(data.data(), static_cast<df_u32>(data.size()), &welcome);
   const auto other_version = [&] {
@@ -14,10 +14,14 @@ Result<df_welcome> read_welcome(std::span<const std::byte> data) {
                                       std::to_string(DF_WIRE_VERSION) +
                                       ": install the same release on both"};
   };
-  if (check == DF_CHECK_VERSION) return other_version();
+  if (check == DF_CHECK_VERSION) {
+    if (refusal != nullptr) *refusal = DF_REFUSED_VERSION;
+    return other_version();
+  }
   if (check != DF_CHECK_OK) {
     return Error{EPROTO, std::string("lockd's welcome is malformed: ") + df_check_text(check)};
   }
+  if (refusal != nullptr) *refusal = welcome.refusal;
   switch (welcome.refusal) {
     case DF_ACCEPTED:
       return welcome;

@@ -10,6 +10,8 @@
 namespace distfuse::client {
 
 /// Error: EPROTONOSUPPORT: another version; EINVAL: another cluster; EUSERS: no node id left; ENOTCONN: no such session; EPROTO.
-[[nodiscard]] Result<df_welcome> read_welcome(std::span<const std::byte> data);
+/// `refusal`: enum df_refusal.
+[[nodiscard]] Result<df_welcome> read_welcome(std::span<const std::byte> data,
+                                              df_u32* refusal = nullptr);
 
 }  // namespace distfuse::client

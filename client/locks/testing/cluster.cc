@@ -28,15 +28,29 @@ class NoStorage final : public lockd::Storage {
 
 }  // namespace
 
-Cluster::Cluster(std::uint32_t slots) {
-  lockd::ServiceOptions options;
-  options.cluster_id = kId;
-  options.fabric = {"ucx", "lo"};
-  options.listen = "127.0.0.1:0";
-  options.slots = slots;
-  auto service = lockd::Service::create(options, std::make_unique<NoStorage>(fenced_));
+Cluster::Cluster(std::uint32_t slots, std::uint32_t lease_ms) {
+  options_.cluster_id = kId;
+  options_.fabric = {"ucx", "lo"};
+  options_.listen = "127.0.0.1:0";
+  options_.slots = slots;
+  options_.lease_ms = lease_ms;
+  options_.incarnation = 0;
+  start();
+}
+
+void Cluster::start() {
+  ++options_.incarnation;
+  std::unique_ptr<lockd::SessionLog> list;
+  if (options_.lease_ms != 0) {
+    auto opened = lockd::SessionLog::open(folder_.path(), kId, options_.lease_ms);
+    if (!opened) fail(opened.error());
+    list = std::move(*opened);
+  }
+  auto service =
+      lockd::Service::create(options_, std::make_unique<NoStorage>(fenced_), std::move(list));
   if (!service) fail(service.error());
   service_ = std::move(*service);
+  options_.listen = service_->address();
   thread_ = std::thread([this] { service_->run(); });
 }
 
@@ -52,6 +66,7 @@ void Cluster::stop() {
 }
 
 std::string Cluster::status() const {
+  if (service_ == nullptr) return "lockd is down";
   auto status = service_->status();
   return status ? *status : status.error().message;
 }
@@ -59,9 +74,10 @@ std::string Cluster::status() const {
 LockTableOptions Cluster::options(const std::string& name) const {
   LockTableOptions options;
   options.device = "lo";
-  options.lockd = service_->address();
+  options.lockd = options_.listen;
   options.cluster_id = kId;
   options.mount_name = name;
+  options.give_up = std::chrono::milliseconds(5000);
   options.lanes = 8;
   options.revokers = 4;
   return options;

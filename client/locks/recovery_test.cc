@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Leases and lockd's restart, as the mounts' lock tables see them: real service, real tables, in one process.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <future>
+#include <thread>
+
+#include "client/locks/table.h"
+#include "client/locks/testing/cluster.h"
+
+namespace distfuse::client {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::Cluster;
+
+class Owner final : public CacheOwner {
+ public:
+  void invalidate_kernel(Ino /*ino*/, std::span<const Range> /*ranges*/) override { ++sweeps; }
+  void invalidate_attributes(Ino /*ino*/) override { ++attribute_sweeps; }
+  void shed(Ino /*ino*/, Mode /*keep*/) override { ++sheds; }
+  void forfeit(Ino /*ino*/) override { ++forfeits; }
+  std::optional<ValueBlock> publish(Ino /*ino*/) override { return {}; }
+  void session_lost(const std::string& /*reason*/) override { ++losses; }
+  std::atomic<int> sweeps = 0, attribute_sweeps = 0, sheds = 0, forfeits = 0, losses = 0;
+};
+
+LockTable::FileLock file_lock(Ino ino, std::uint64_t owner, std::int16_t type) {
+  return {ino, owner, false, type, 0, 99, 1};
+}
+
+class RecoveryTest : public ::testing::Test {
+ protected:
+  static bool eventually(const std::function<bool()>& good) {
+    for (int i = 0; i < 1500; ++i) {
+      if (good()) return true;
+      std::this_thread::sleep_for(10ms);
+    }
+    return false;
+  }
+  static bool is(LockTable& table, const char* state) { return table.session().state == state; }
+  static Table& inside(LockTable& table) { return dynamic_cast<Table&>(table); }
+
+  static constexpr std::uint32_t kLease = 1200;
+  Cluster cluster_{4096, kLease};
+  Owner owner_a_, owner_b_;
+  std::unique_ptr<LockTable> a_ = cluster_.table("a", owner_a_);
+  std::unique_ptr<LockTable> b_ = cluster_.table("b", owner_b_);
+};
+
+TEST_F(RecoveryTest, RenewalsKeepTheSession) {
+  ASSERT_TRUE(a_->pin(7, Mode::x).ok());
+  std::this_thread::sleep_for(3 * std::chrono::milliseconds(kLease));
+  EXPECT_TRUE(is(*a_, "live"));
+  EXPECT_GT(a_->trust_left(), 0u);
+  EXPECT_LE(a_->trust_left(), kLease * 7 / 10);
+  EXPECT_EQ(a_->session().lease_ms, kLease);
+  EXPECT_EQ(a_->counters().held, 1u);
+  EXPECT_EQ(owner_a_.attribute_sweeps, 0);
+}
+
+TEST_F(RecoveryTest, ARestartOfLockdTakesNothingAway) {
+  const auto before = a_->session();
+  auto pinned = a_->pin(7, Mode::x);
+  ASSERT_TRUE(pinned.ok());
+  for (Ino ino = 100; ino < 400; ++ino)
+    ASSERT_TRUE(a_->pin(ino, ino % 2 == 0 ? Mode::s : Mode::x).ok());
+  for (Ino ino = 100; ino < 400; ino += 2) ASSERT_TRUE(b_->pin(ino, Mode::s).ok());
+  ASSERT_TRUE(a_->file_lock(file_lock(7, 1, F_WRLCK), false).ok());
+  auto waiter = std::async(std::launch::async, [&] { return b_->pin(7, Mode::s).ok(); });
+  auto file_waiter = std::async(std::launch::async,
+                                [&] { return b_->file_lock(file_lock(7, 2, F_WRLCK), true).ok(); });
+  std::this_thread::sleep_for(50ms);
+  cluster_.stop();
+  ASSERT_TRUE(eventually([&] { return is(*a_, "connecting"); }));
+  EXPECT_TRUE(a_->pin(101, Mode::x).ok()) << "what is held is used while it is trusted";
+  auto fresh = std::async(std::launch::async, [&] { return a_->pin(5000, Mode::x).ok(); });
+  cluster_.start();
+  ASSERT_TRUE(eventually([&] { return is(*a_, "live") && is(*b_, "live"); }));
+  const auto after = a_->session();
+  EXPECT_EQ(after.session, before.session);
+  EXPECT_EQ(after.node_id, before.node_id);
+  EXPECT_GT(after.incarnation, before.incarnation);
+  EXPECT_EQ(after.reconnects, 1u);
+  EXPECT_EQ(after.forfeited, 0u);
+  EXPECT_EQ(after.file_locks, 1u);
+  EXPECT_TRUE(fresh.get());
+  EXPECT_GE(a_->counters().held, 301u);
+  EXPECT_EQ(owner_a_.losses + owner_b_.losses, 0);
+  EXPECT_EQ(waiter.wait_for(50ms), std::future_status::timeout) << "7 is still pinned";
+  pinned->release();
+  EXPECT_TRUE(waiter.get());
+  EXPECT_EQ(file_waiter.wait_for(50ms), std::future_status::timeout);
+  ASSERT_TRUE(a_->file_lock(file_lock(7, 1, F_UNLCK), false).ok());
+  EXPECT_TRUE(file_waiter.get());
+  for (Ino ino = 100; ino < 110; ++ino) EXPECT_TRUE(b_->pin(ino, Mode::x).ok()) << ino;
+}
+
+TEST_F(RecoveryTest, OneRestartAfterTheOther) {
+  for (Ino ino = 1; ino <= 200; ++ino) ASSERT_TRUE(a_->pin(ino, Mode::x).ok());
+  for (int round = 0; round < 4; ++round) {
+    cluster_.stop();
+    cluster_.start();
+    if (round % 2 == 0) continue;  // Perhaps in the middle of the re-assertion.
+    ASSERT_TRUE(eventually([&] { return is(*a_, "live") && is(*b_, "live"); }));
+  }
+  EXPECT_EQ(a_->counters().held, 200u);
+  EXPECT_TRUE(b_->pin(3, Mode::x).ok());
+  EXPECT_EQ(owner_a_.losses + owner_b_.losses + owner_a_.forfeits, 0);
+}
+
+TEST_F(RecoveryTest, WithoutRenewalLocksAreNotUsed) {
+  ASSERT_TRUE(a_->pin(7, Mode::s).ok());
+  ASSERT_TRUE(a_->pin_page_io(8, Mode::s, {0, 4096}).ok());
+  inside(*a_).withhold_renewals(true);
+  ASSERT_TRUE(eventually([&] { return a_->trust_left() == 0; }));
+  EXPECT_FALSE(a_->try_pin(7, Mode::s));
+  EXPECT_EQ(a_->pin(7, Mode::s, [] { return true; }).error().code, EINTR);
+  EXPECT_TRUE(eventually([&] { return owner_a_.attribute_sweeps == 2 && owner_a_.sweeps == 1; }))
+      << "the kernel would go on serving what it has";
+  auto waiter = std::async(std::launch::async, [&] { return a_->pin(7, Mode::s).ok(); });
+  EXPECT_EQ(waiter.wait_for(50ms), std::future_status::timeout);
+  inside(*a_).withhold_renewals(false);
+  EXPECT_TRUE(waiter.get());
+  EXPECT_EQ(a_->counters().held, 2u);
+  EXPECT_EQ(owner_a_.losses, 0);
+}
+
+TEST_F(RecoveryTest, WhoStandsStillPastTheLeaseIsLostAndTheOthersGoOn) {
+  auto pinned = a_->pin(7, Mode::x);
+  ASSERT_TRUE(pinned.ok());
+  ASSERT_TRUE(a_->file_lock(file_lock(7, 1, F_WRLCK), false).ok());
+  inside(*a_).pause_lease(true);
+  EXPECT_TRUE(b_->pin(7, Mode::x).ok());
+  EXPECT_EQ(a_->trust_left(), 0u) << "b has it, so a does not believe that it has";
+  EXPECT_TRUE(b_->file_lock(file_lock(7, 2, F_WRLCK), true).ok());
+  EXPECT_EQ(cluster_.fenced(), 1u);
+  auto waiter = std::async(std::launch::async, [&] { return a_->pin(7, Mode::s).error().code; });
+  inside(*a_).pause_lease(false);
+  EXPECT_EQ(waiter.get(), ENOTCONN);
+  EXPECT_TRUE(eventually([&] { return owner_a_.losses == 1; }));
+  EXPECT_TRUE(is(*a_, "lost"));
+  EXPECT_EQ(a_->session().file_locks, 0u);
+  pinned->release();
+  a_.reset();
+  a_ = cluster_.table("a again", owner_a_);
+  EXPECT_TRUE(a_->pin(7, Mode::s).ok());
+}
+
+TEST_F(RecoveryTest, LockdThatStaysAwayEndsTheSession) {
+  ASSERT_TRUE(a_->pin(7, Mode::s).ok());
+  auto waiter = std::async(std::launch::async, [&] {
+    const auto pin = a_->pin(8, Mode::s);
+    return pin.ok() ? 0 : pin.error().code;
+  });
+  cluster_.stop();
+  EXPECT_TRUE(a_->pin(7, Mode::s).ok()) << "while it is trusted";
+  ASSERT_TRUE(eventually([&] { return owner_a_.losses == 1 && owner_b_.losses == 1; }));
+  const int code = waiter.get();
+  EXPECT_TRUE(code == 0 || code == ENOTCONN) << code;
+  EXPECT_EQ(a_->pin(7, Mode::s).error().code, ENOTCONN);
+}
+
+TEST(RecoveryScaleTest, ManyLocksAreTakenAgainSoon) {
+  constexpr Ino kMany = 20000;
+  Cluster cluster(65536, 4000);
+  Owner owner;
+  auto table = cluster.table("many", owner);
+  for (Ino ino = 1; ino <= kMany; ++ino) ASSERT_TRUE(table->pin(ino, Mode::x).ok());
+  cluster.stop();
+  cluster.start();
+  const auto began = std::chrono::steady_clock::now();
+  while (table->session().state != "live" || table->session().reconnects == 0)
+    std::this_thread::sleep_for(1ms);
+  const auto took = std::chrono::steady_clock::now() - began;
+  std::fprintf(
+      stderr, "%llu locks in %lld ms\n", static_cast<unsigned long long>(kMany),
+      static_cast<long long>(std::chrono::duration_cast<std::chrono::milliseconds>(took).count()));
+  EXPECT_LT(took, 4s);
+  EXPECT_EQ(table->counters().held, kMany);
+  EXPECT_EQ(table->session().forfeited, 0u);
+}
+
+}  // namespace
+}  // namespace distfuse::client
