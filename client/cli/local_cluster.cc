@@ -95,6 +95,15 @@ config::Cluster new_cluster(const LocalCluster& local, unsigned storageds) {
   return cluster;
 }
 
+/// Checked as any cluster file before it is written.
+Result<config::Cluster> save_cluster(const LocalCluster& local, const config::Cluster& cluster) {
+  const auto text = config::to_toml(cluster);
+  if (auto checked = config::parse_cluster(text, local.config_path()); !checked)
+    return checked.error();
+  DISTFUSE_TRY(replace_file(local.config_path(), text));
+  return cluster;
+}
+
 Status make_folder(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);
@@ -168,7 +177,8 @@ Result<LocalCluster> open_local_cluster(const std::string& root, bool must_exist
   return local;
 }
 
-Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigned storageds) {
+Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigned storageds,
+                                              std::optional<std::uint64_t> lease_ms) {
   if (storageds > kMaxStorageds) {
     return Error{EINVAL, fmt::format("--storage {} is too many for one machine: at most {}",
                                      storageds, kMaxStorageds)};
@@ -180,8 +190,8 @@ Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigne
   if (!fs::exists(local.config_path(), error)) {
     config::Cluster cluster = new_cluster(local, storageds == 0 ? kDefaultStorageds : storageds);
     choose_ports(cluster);
-    DISTFUSE_TRY(replace_file(local.config_path(), config::to_toml(cluster)));
-    return cluster;
+    if (lease_ms) cluster.lockd.lease_ms = *lease_ms;
+    return save_cluster(local, cluster);
   }
   auto cluster = config::load_cluster(local.config_path());
   if (!cluster) return cluster.error();
@@ -190,9 +200,12 @@ Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigne
                                      "out, or use another --root",
                                      local.root, cluster->storaged.size(), storageds)};
   }
-  if (choose_ports(*cluster))
-    DISTFUSE_TRY(replace_file(local.config_path(), config::to_toml(*cluster)));
-  return cluster;
+  bool changed = choose_ports(*cluster);
+  if (lease_ms && *lease_ms != cluster->lockd.lease_ms) {
+    cluster->lockd.lease_ms = *lease_ms;
+    changed = true;
+  }
+  return changed ? save_cluster(local, *cluster) : cluster;
 }
 
 Result<json> collect_status(const LocalCluster& local) {

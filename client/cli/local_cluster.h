@@ -8,7 +8,9 @@
 //   ROOT/run            while it runs: state.json, NAME.log, NAME.err, NAME.sock
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,9 +46,11 @@ struct LocalCluster {
 [[nodiscard]] Result<LocalCluster> open_local_cluster(const std::string& root, bool must_exist);
 
 /// Reads ROOT/cluster.toml, or writes a new one with `storageds` daemons (0: what is there, or 2). Ports that are taken are
-/// chosen anew. Error: another number of storageds than the cluster has, a folder that cannot be written.
+/// chosen anew; `lease_ms` is written into it. Error: another number of storageds than the cluster has, a lease that is out of range,
+/// a folder that cannot be written.
 [[nodiscard]] Result<config::Cluster> prepare_local_cluster(const LocalCluster& local,
-                                                            unsigned storageds);
+                                                            unsigned storageds,
+                                                            std::optional<std::uint64_t> lease_ms);
 
 /// Starts one of its daemons with its log and admin socket under ROOT/run, and waits until it is ready. The daemon's arguments
 /// are those after the common ones.
@@ -61,11 +65,13 @@ struct UpOptions {
   std::string root;
   std::vector<std::string> mounts;
   unsigned storageds = 0;
+  std::optional<std::uint64_t> lease_ms;  ///< Kept in the cluster file; none: what it has.
   std::string log_level = "info";
 };
 [[nodiscard]] Status up(const UpOptions& options);
 
-/// Starts a storaged or lockd again; one that runs is stopped first. Error: an unknown name, a mount (unmount and mount it).
+/// Starts a storaged or lockd again; one that runs is stopped first. A mount whose client is dead is mounted again. Error: an
+/// unknown name; EBUSY: a mount that runs.
 [[nodiscard]] Status restart(const std::string& root, const std::string& daemon);
 
 struct DownOptions {

@@ -142,6 +142,13 @@ void add_cluster(CLI::App& app, UpOptions& up_options, DownOptions& down_options
       ->add_option("--storage", up_options.storageds,
                    "Storage daemons of a new cluster (default 2)")
       ->check(CLI::PositiveNumber);
+  up_command
+      ->add_option(
+          "--lease", up_options.lease_ms,
+          "How long a mount that is not heard of keeps its locks, such as 10s or 500ms; 0: "
+          "while it is connected (default: what the cluster file says)")
+      ->transform(
+          CLI::AsNumberWithUnit(std::map<std::string, std::uint64_t>{{"ms", 1}, {"s", 1000}}));
   up_command->add_option("--log-level", up_options.log_level, "trace, debug, info, warn or error")
       ->capture_default_str();
   up_command->callback([&] { exit_code = say(up(up_options)); });

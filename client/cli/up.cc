@@ -26,6 +26,25 @@ std::vector<std::string> lockd_command(const LocalCluster& local) {
   return {"distfuse-lockd", "--config", local.config_path()};
 }
 
+std::vector<std::string> mount_command(const LocalCluster& local, const std::string& name,
+                                       const std::string& mountpoint) {
+  return {"distfuse",          "mount",  "--foreground", "--config",
+          local.config_path(), "--name", name,           mountpoint};
+}
+
+/// What starts it again; a mount whose client is dead is detached first.
+Result<std::vector<std::string>> restart_command(const LocalCluster& local,
+                                                 const RunningDaemon& daemon) {
+  if (daemon.kind == "lockd") return lockd_command(local);
+  if (daemon.kind == "storaged") return storaged_command(local, daemon.name);
+  if (alive(daemon.process))
+    return Error{EBUSY, fmt::format("{} is a mount and runs: use `distfuse umount {}` and "
+                                    "`distfuse mount`",
+                                    daemon.name, daemon.mountpoint)};
+  if (is_mountpoint(daemon.mountpoint)) DISTFUSE_TRY(unmount(daemon.mountpoint, true));
+  return mount_command(local, daemon.name, daemon.mountpoint);
+}
+
 /// The daemons that were started so far; stops them again unless kept.
 class Startup {
  public:
@@ -125,9 +144,8 @@ Status restart(const std::string& root, const std::string& name) {
   if (!daemons) return daemons.error();
   for (RunningDaemon& daemon : *daemons) {
     if (daemon.name != name) continue;
-    if (daemon.kind == "mount")
-      return Error{EINVAL,
-                   fmt::format("{} is a mount: use `distfuse umount` and `distfuse mount`", name)};
+    auto command = restart_command(*local, daemon);
+    if (!command) return command.error();
     Progress2s progress("restarting", 1);
     const auto show = [&](milliseconds) { progress.show(name); };
     if (alive(daemon.process)) kill(daemon.process.pid, SIGTERM);
@@ -136,9 +154,7 @@ Status restart(const std::string& root, const std::string& name) {
                    fmt::format("{} (pid {}) did not stop: see its log, then `kill -9 {}`", name,
                                daemon.process.pid, daemon.process.pid)};
     }
-    auto process = launch(
-        *local, name, "info",
-        daemon.kind == "lockd" ? lockd_command(*local) : storaged_command(*local, name), show);
+    auto process = launch(*local, name, "info", std::move(*command), show);
     if (!process) return process.error();
     daemon.process = *process;
     return local->save_state(*daemons);
@@ -156,7 +172,7 @@ Status up(const UpOptions& options) {
   auto mounts = check_mounts(options.mounts);
   if (!mounts) return mounts.error();
   DISTFUSE_TRY(check_not_running(*local));
-  auto cluster = prepare_local_cluster(*local, options.storageds);
+  auto cluster = prepare_local_cluster(*local, options.storageds, options.lease_ms);
   if (!cluster) return cluster.error();
 
   Startup startup(*local, options, 1 + cluster->storaged.size() + mounts->size());
@@ -166,10 +182,8 @@ Status up(const UpOptions& options) {
   DISTFUSE_TRY(startup.start("lockd", "lockd", lockd_command(*local)));
   for (std::size_t i = 0; i < mounts->size(); ++i) {
     const std::string name = fmt::format("mount-{}", i);
-    DISTFUSE_TRY(startup.start(name, "mount",
-                               {"distfuse", "mount", "--foreground", "--config",
-                                local->config_path(), "--name", name, (*mounts)[i]},
-                               (*mounts)[i]));
+    DISTFUSE_TRY(
+        startup.start(name, "mount", mount_command(*local, name, (*mounts)[i]), (*mounts)[i]));
   }
   startup.keep();
   return {};
