@@ -218,6 +218,8 @@ void ClientNode::finish(unsigned i) {
   const bool was_pinned = thread.pinned;
   if (was_pinned) df_lock_unpin(&locks_[key].core);
   const auto from = std::max(thread.since, world_.calm_since);
+  if (world_.calm_since != kNever && world_.now() > from)
+    world_.longest = std::max(world_.longest, world_.now() - from);
   if (world_.calm_since != kNever && world_.now() > from + world_.bound())
     throw Violation(name() + ": an operation on key " + std::to_string(key) + " took " +
                     std::to_string((world_.now() - from) / 1000) + " ms without faults");

@@ -39,6 +39,7 @@ struct Arguments {
 struct Outcome {
   std::uint64_t seed = 0;
   std::uint64_t hash = 0, events = 0, operations = 0;
+  Time longest = 0;  ///< Of an operation, once the faults had stopped.
   Time simulated = 0;
   BranchCounts branches{};
   std::string violation;  ///< Empty: none.
@@ -64,6 +65,7 @@ Outcome run_seed(std::uint64_t seed, Mutant mutant, unsigned events) {
   outcome.events = world.scheduler.events();
   outcome.operations = world.oracle.reads();
   outcome.simulated = world.now();
+  outcome.longest = world.longest;
   outcome.branches = world.trace.branches();
   return outcome;
 }
@@ -115,6 +117,7 @@ class Campaign {
     total.events += outcome.events;
     total.operations += outcome.operations;
     total.simulated += outcome.simulated;
+    total.longest = std::max(total.longest, outcome.longest);
     for (std::size_t i = 0; i < kBranches; ++i) total.branches[i] += outcome.branches[i];
     if (!outcome.violation.empty() && (!failure || outcome.seed < failure->seed)) failure = outcome;
     if (const auto now = seconds(); now >= said_ + 10) {
@@ -172,6 +175,7 @@ void write_json(const std::string& path, const Campaign& campaign, Mutant mutant
   json["seeds_per_second"] = static_cast<double>(campaign.done) / campaign.seconds();
   json["events"] = campaign.total.events;
   json["simulated_seconds"] = static_cast<double>(campaign.total.simulated) / 1e6;
+  json["longest_operation_without_faults_ms"] = campaign.total.longest / 1000;
   json["reads_checked"] = campaign.total.operations;
   for (std::size_t i = 0; i < kBranches; ++i)
     json["branches"][kBranchNames[i]] = campaign.total.branches[i];
@@ -193,6 +197,8 @@ int many_seeds(const Arguments& arguments, Mutant mutant) {
       campaign.done, campaign.first(), static_cast<double>(campaign.done) / campaign.seconds(),
       campaign.total.events, campaign.total.operations,
       static_cast<double>(campaign.total.simulated) / 1e6);
+  fmt::print("the longest operation once the faults had stopped: {} ms\n",
+             campaign.total.longest / 1000);
   write_json(arguments.json, campaign, mutant, missing);
   if (campaign.failure) {
     fmt::print("VIOLATION\n{}replay: {}\n", campaign.failure->report,

@@ -54,14 +54,15 @@ std::vector<std::string> World::names() const {
   return names;
 }
 
-/// Everyone before us in the queue holds it, flushes and hands it over, in the worst order of the delays; with tables as small
-/// as ours most requests are answered BUSY and come again after up to 100 ms, and re-keying waits for victims. Then: what lay
-/// about from the faults (a lease, a fence).
+/// Everyone before us in the queue holds it, flushes and hands it over, with delays at the far end of what is drawn; before that, what
+/// the faults left: a lease and its grace, fences, a pause of a second before a connection is tried again. Where the table or
+/// lockd's memory is too small for the work, requests are answered BUSY and come again after up to 100 ms, in no order.
 Time World::bound() const {
-  const Time one = 8 * options.hold + 8 * 8 * options.latency * (4 + options.storageds) +
-                   8 * 2 * options.pages * (options.disk + options.latency) + options.min_hold;
-  return options.clients * options.threads * (one + options.min_hold) * 4 + 4 * lease_us() +
-         20'000'000;
+  const Time one = 8 * options.hold + 64 * options.latency * (4 + options.storageds) +
+                   16 * options.pages * (options.disk + options.latency) + 2 * options.min_hold;
+  const bool crowded = options.objects < options.keys || options.waiters < workers() ||
+                       options.keys * 4 > options.lockds * (options.buckets * 8 + options.overflow);
+  return 4 * workers() * one + 4 * lease_us() + 1'000'000 + (crowded ? 4'000'000 : 0);
 }
 
 void World::run_until(Time end) {
@@ -78,7 +79,9 @@ void World::run() {
   faulty = false;
   end_faults();
   calm_since = now();
-  run_until(now() + std::max<Time>(options.busy / 4, 2 * lease_us()));
+  for (unsigned i = 0; i < names().size(); ++i)  // A stall that began ends when it was to.
+    calm_since = std::max(calm_since, process(i).stalled_until());
+  run_until(calm_since + std::max<Time>(options.busy / 4, 2 * lease_us()));
   working = false;
   wait_for_rest("after work");
   audit();

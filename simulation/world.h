@@ -43,6 +43,7 @@ struct World {
   [[nodiscard]] unsigned lockd_of(unsigned key) const { return key % options.lockds; }
   /// How long an operation may take once no fault is left.
   [[nodiscard]] Time bound() const;
+  [[nodiscard]] Time workers() const { return Time{options.clients} * options.threads; }
   [[nodiscard]] std::uint64_t lease_us() const { return options.lease_ms * 1000; }
   [[nodiscard]] std::vector<std::string> names() const;
   [[nodiscard]] Process& process(unsigned index);
@@ -58,6 +59,7 @@ struct World {
   std::vector<std::unique_ptr<ClientNode>> clients;
   bool working = true;       ///< New operations begin.
   bool faulty = true;        ///< New faults begin.
+  Time longest = 0;          ///< Operation in the calm.
   Time calm_since = kNever;  ///< No fault was left from here on.
 
  private:
