@@ -25,6 +25,7 @@
 #define REVOKE 6   /* seq, wanted */
 #define FREEZE 7   /* seq */
 #define THAW 8
+#define RESUME 9
 
 #define GRANTED 0
 #define CANCELLED 1
@@ -48,6 +49,18 @@ unsigned waiting : 4;	 /* bit n: its thread waits for a grant */
 unsigned unfinished : 4; /* bit n: its thread waits, or a chain, request or shed is under way */
 unsigned deaths : 2 = DEATHS;
 unsigned gone_due : 4; /* bit n: died, lockd has not yet been told (after the fence) */
+
+#ifdef RESTARTS
+unsigned restarts : 2 = RESTARTS;
+unsigned cut : 4;      /* bit n: its connection ended with lockd, and it does not know */
+unsigned detached : 4; /* bit n: between df_lock_detach and df_lock_resume */
+unsigned asserted : 4; /* bit n: has said Reclaimed */
+#define is_detached has(detached, me)
+#define is_cut has(cut, me)
+#else
+#define is_detached 0
+#define is_cut 0
+#endif
 
 #define bit(n) (1 << (n))
 #define set(field, n) field = field | bit(n)
@@ -130,7 +143,7 @@ inline serve_revoke()
 inline advance()
 {
 	if
-	:: chain == NONE ->
+	:: chain == NONE && !is_detached ->
 		if
 		:: next_seq && gate == OPEN -> serve_revoke()
 		:: else
@@ -252,13 +265,31 @@ inline release_done()
 	advance()
 }
 
+#ifdef RESTARTS
+inline reassert_done()
+{
+	/* Only a liar's can conflict. */
+	claim(KEEP, in_word && alone && !saw_contended);
+	if
+	:: target == X -> reached(reasserted_in_X)
+	:: else -> reached(reasserted_shared)
+	fi;
+	held = target;
+	target = NL;
+	set(asserted, me)
+}
+#endif
+
 inline chain_done()
 {
 	chain_was = chain;
 	chain = NONE;
 	step = 0;
 	if
-	:: chain_was == TAKE -> take_done()
+#ifdef RESTARTS
+	:: chain_was == TAKE && is_detached -> reassert_done()
+#endif
+	:: chain_was == TAKE && !is_detached -> take_done()
 	:: chain_was == UNDO ->
 		woken = woken || saw_contended;
 		take_failed()
@@ -340,6 +371,105 @@ inline answer_freeze()
 	freeze_seq = 0
 }
 
+#ifdef RESTARTS
+inline forget_mail()
+{
+	do
+	:: nempty(up[me - 1]) -> up[me - 1]?type, seq, what, chain_was
+	:: empty(up[me - 1]) -> break
+	od;
+	do
+	:: nempty(down[me - 1]) -> down[me - 1]?type, seq, what
+	:: empty(down[me - 1]) -> break
+	od;
+	type = 0;
+	seq = 0;
+	what = 0
+}
+
+/* df_lock_detach */
+inline detach()
+{
+	forget_mail();
+	if
+	:: chain == RELEASE ->
+		reached(detached_while_releasing);
+		held = kept;
+		set_held();
+		shed_due = 1
+	:: chain == TAKE && held != NL -> reached(detached_while_upgrading)
+	:: else
+	fi;
+	if
+	:: try_only ->
+		unset(waiting, me);
+		mode = NL
+	:: else
+	fi;
+	if
+	:: asked -> reached(detached_while_asking)
+	:: gate == REVOKING && chain == NONE -> reached(detached_while_shedding)
+	:: else
+	fi;
+	chain = NONE;
+	step = 0;
+	target = NL;
+	revoke_seq = 0;
+	next_seq = 0;
+	next_wanted = NL;
+	freeze_seq = 0;
+	request = 0;
+	try_only = 0;
+	asked = 0;
+	cancelling = 0;
+	woken = 0;
+	frozen = 0;
+	parked = 0;
+	saw_contended = 0;
+	in_word = 0;
+	alone = 0;
+	set(detached, me);
+	unset(asserted, me);
+	unset(cut, me)
+}
+
+/* df_lock_reassert: by the chain of a TAKE that takes all of what is held. */
+inline reassert()
+{
+	if
+	:: shed_due ->
+		held = kept;
+		set_held()
+	:: else
+	fi;
+	if
+	:: held == NL -> set(asserted, me)
+	:: else ->
+		target = held;
+		held = NL;
+		post(TAKE)
+	fi
+}
+
+/* df_lock_resume */
+inline resume()
+{
+	unset(detached, me);
+	unset(asserted, me);
+	if
+	:: shed_due ->
+		shed_due = 0;
+		if
+		:: held != NL && held != kept -> post(RELEASE)
+		:: else ->
+			saw_contended = 0;
+			release_done()
+		fi
+	:: else -> advance()
+	fi
+}
+#endif
+
 inline message_arrived()
 {
 	down[me - 1]?type, seq, what;
@@ -369,6 +499,9 @@ inline message_arrived()
 		frozen = 0;
 		freeze_seq = 0;
 		parked = 0
+#ifdef RESTARTS
+	:: type == RESUME -> resume()
+#endif
 	fi;
 	type = 0;
 	seq = 0;
@@ -383,6 +516,25 @@ inline note_unfinished()
 		set(unfinished, me)
 	:: else -> unset(unfinished, me)
 	fi
+}
+
+#ifdef RESTARTS
+#define shed_may_end (!shed_due && (chain == NONE || is_detached))
+#else
+#define shed_may_end (chain == NONE)
+#endif
+
+/* Waits for Resume; else at once. */
+inline release()
+{
+#ifdef RESTARTS
+	if
+	:: is_detached -> shed_due = 1
+	:: else -> post(RELEASE)
+	fi
+#else
+	post(RELEASE)
+#endif
 }
 
 #define idle (!has(waiting, me) && !pinned)
@@ -417,11 +569,14 @@ proctype client(byte me; byte ops; byte modes; byte tries; bool drops)
 	unsigned freeze_seq : 2;
 	unsigned request : 1;
 	bool asked, cancelling, woken, saw_contended, in_word, alone, try_only, pinned, frozen, parked;
+#ifdef RESTARTS
+	bool shed_due;
+#endif
 
 end:
 	do
 	/* The fabric. */
-	:: d_step { chain != NONE && !parked && step < 2 -> perform() }
+	:: d_step { chain != NONE && !parked && step < 2 && !is_cut -> perform() }
 	:: d_step {
 		   chain != NONE && step == 2 -> chain_done();
 		   if
@@ -434,21 +589,21 @@ end:
 
 	/* The revoker: the sweep is over, the gate is closed, all that `kept` does not cover is written back and forgotten. */
 	:: d_step {
-		   gate == REVOKING && chain == NONE && !pinned -> kept = keep;
+		   gate == REVOKING && shed_may_end && !pinned -> kept = keep;
 		   if
 		   :: held == X && kept == S -> reached(downgrade_to_S)
 		   :: held == X && kept == IX -> reached(downgrade_to_IX)
 		   :: else
 		   fi;
 		   set_use(kept);
-		   post(RELEASE);
+		   release();
 		   note_unfinished()
 	   }
 #ifdef KEEP_LESS
 	:: d_step {
-		   gate == REVOKING && chain == NONE && !pinned && keep != NL -> kept = NL;
+		   gate == REVOKING && shed_may_end && !pinned && keep != NL -> kept = NL;
 		   set_use(kept);
-		   post(RELEASE);
+		   release();
 		   note_unfinished()
 	   }
 #endif
@@ -480,7 +635,7 @@ end:
 		      }
 		   :: d_step {
 			      tries > 0 && !covers(held, mode) && gate == OPEN && !next_seq &&
-				      chain == NONE && target == NL -> count_op;
+				      chain == NONE && target == NL && !is_detached -> count_op;
 			      tries = tries - 1;
 			      set(waiting, me);
 			      try_only = 1;
@@ -515,6 +670,10 @@ end:
 #endif
 		note_unfinished()
 	}
+#ifdef RESTARTS
+	:: d_step { is_cut -> detach(); note_unfinished() }
+	:: d_step { is_detached && !is_cut && !has(asserted, me) && chain == NONE -> reassert(); note_unfinished() }
+#endif
 #if DEATHS > 0
 	/* Death. What is posted and has not taken effect may have been about to: that is a later death. */
 	:: d_step { /* client 1 stays, so that somebody needs what is left */

@@ -619,6 +619,45 @@ inline take_message()
 
 #define START(number, script) run client(number, script)
 
+#ifdef RESTARTS
+#define connected_to(number) (!has(cut, number))
+#define everybody 14
+
+/* A new lockd, with an empty table, in grace: only who has re-asserted goes on, when all have. */
+inline restart()
+{
+	restarts = restarts - 1;
+	word = 0;
+	hints = 0;
+	object_free();
+	owes = 0;
+	length = 0;
+	batch = 0;
+	step = 0;
+	desired = 0;
+	addend = 0;
+	sum = 0;
+	sharers = 0;
+	asks = 0;
+	won = 0;
+	node0 = 0; want0 = 0; held0 = 0; dead0 = 0;
+	node1 = 0; want1 = 0; held1 = 0; dead1 = 0;
+	node2 = 0; want2 = 0; held2 = 0; dead2 = 0;
+	cut = everybody;
+	grace = 1
+}
+
+inline end_grace()
+{
+	grace = 0;
+	down[0]!RESUME, 0, 0;
+	down[1]!RESUME, 0, 0;
+	down[2]!RESUME, 0, 0
+}
+#else
+#define connected_to(number) 1
+#endif
+
 SCRATCH byte n, kind, first, second, third;
 SCRATCH byte stop, pump;
 SCRATCH int sum_word, others, dead_units;
@@ -648,6 +687,9 @@ active proctype lockd()
 	unsigned want0 : 3, want1 : 3, want2 : 3;
 	unsigned held0 : 3, held1 : 3, held2 : 3;
 	bool dead0, dead1, dead2, recheck, refreeze, won;
+#ifdef RESTARTS
+	bool grace;
+#endif
 
 	atomic {
 		alive = INITIAL;
@@ -663,14 +705,18 @@ end:
 	do
 	:: d_step { in_flight && step < 3 -> lockd_perform() }
 	:: d_step { in_flight && step == 3 -> lockd_chain_done() }
-	:: d_step { nempty(up[0]) -> n = 1; take_message() }
+	:: d_step { nempty(up[0]) && connected_to(1) -> n = 1; take_message() }
 #if N > 1
-	:: d_step { nempty(up[1]) -> n = 2; take_message() }
+	:: d_step { nempty(up[1]) && connected_to(2) -> n = 2; take_message() }
 #endif
 #if N > 2
-	:: d_step { nempty(up[2]) -> n = 3; take_message() }
+	:: d_step { nempty(up[2]) && connected_to(3) -> n = 3; take_message() }
 #endif
 	/* After the fence: nothing of the dead one lands any more. */
+#ifdef RESTARTS
+	:: d_step { restarts > 0 -> restart() }
+	:: d_step { grace && cut == 0 && asserted == everybody -> end_grace() }
+#endif
 #if DEATHS > 0
 	:: d_step { has(gone_due, 2) -> n = 2; unset(gone_due, 2); forget_messages(); session_gone() }
 #if N > 2
