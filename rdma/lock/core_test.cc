@@ -356,4 +356,52 @@ TEST(Wire, EveryTruncationAndEveryReservedByteIsRefused)
 	}
 }
 
+/*
+ * A holder waits for its upgrade while a Find takes the slot. Its release is done in the word and not yet known to it when the slot
+ * gets another key: STALE must not overtake the completion.
+ */
+TEST_F(Core, StaleWaitsForTheAnswerToARevoke)
+{
+	config_.buckets = 1;
+	config_.overflow = 0;
+	start(shell_of());
+	for (df_u32 node = 1; node <= 3; node++) {
+		mount_[node].table = {config_.buckets, config_.overflow, node};
+		df_lock_init(&mount_[node].lock, &mount_[node].table, kKey);
+		ASSERT_EQ(df_lockd_session_joined(lockd_, node), 0);
+	}
+	hold(1, DF_S);
+	hold(2, DF_S);
+	for (df_u32 i = 1; i < DF_BUCKET_SLOTS; i++) {
+		slots_[i].key = df_key_inode(100 + i);
+		slots_[i].word = df_unit(DF_S, 3);
+	}
+	df_msg find;
+	df_msg_init(&find, DF_MSG_FIND, 0, df_key_inode(50), 1);
+	df_lockd_message(lockd_, 3, &find);
+	lockd();
+	mount_[1].want(DF_X);
+	chains(mount_[1]);
+	lockd();
+	receive(mount_[1]);
+	mount_[1].shed(DF_NL);
+	df_u64 old = 0;
+	std::vector<df_u8> image;
+	effect(mount_[1], old, image);
+	receive(mount_[2]);
+	mount_[2].shed(DF_NL);
+	chains(mount_[2]);
+	lockd();
+	ASSERT_EQ(slots_[0].key, df_key_inode(50));
+	EXPECT_TRUE(mount_[1].to_client.empty()) << df_msg_name(mount_[1].to_client[0].head.type);
+	receive(mount_[1]);
+	complete(mount_[1], old, image);
+	lockd();
+	ASSERT_EQ(mount_[1].to_client.size(), 1u);
+	EXPECT_EQ(mount_[1].to_client[0].grant.status, DF_GRANT_STALE);
+	receive(mount_[1]);
+	EXPECT_TRUE(mount_[1].posted) << "it finds its key again";
+	EXPECT_TRUE(drops_.empty());
+}
+
 } // namespace
