@@ -90,6 +90,13 @@ void EntryCache::forget(rpc::Ino ino) {
   erase(ino);
 }
 
+void EntryCache::clear() {
+  const std::lock_guard lock(mutex_);
+  directories_.clear();
+  uses_.clear();
+  entries_ = 0;
+}
+
 std::size_t EntryCache::size() {
   const std::lock_guard lock(mutex_);
   return entries_;

@@ -43,6 +43,8 @@ class EntryCache {
   /// The directory was just made, under our lock: it is empty.
   void created(rpc::Ino directory);
   void forget(rpc::Ino directory);
+  /// All of them.
+  void clear();
   [[nodiscard]] std::size_t size();
 
   static constexpr std::size_t kMaxEntries = 500000;

@@ -112,6 +112,8 @@ struct Inode {
   bool registered = false;   ///< At the server, as open by this mount. Changed under `server`.
   bool posix_locks = false;  ///< fcntl locks were asked for through this mount.
   rpc::Ino parent = 0;       ///< Of a directory, as last seen; for "..".
+  std::atomic<bool> voided{
+      false};  ///< The kernel may have pages that were dirtied under a session that is lost.
   std::atomic<bool> queued{false};  ///< In the flusher's set.
   std::uint64_t cached_end = 0;     ///< No page beyond is in the kernel's cache (for appends).
   std::optional<std::string> link_target;  ///< Never changes.

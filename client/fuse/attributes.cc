@@ -74,7 +74,7 @@ Result<Filesystem::Described> Filesystem::describe(Inode& inode, const Interrupt
     auto attributes = pinned_attributes(inode);
     if (!attributes) return attributes.error();
     result.attributes = *attributes;
-    result.timeout = kForever;
+    result.timeout = validity();
     return result;
   }
   return describe_unlocked(inode, interrupted);
@@ -85,7 +85,7 @@ Result<Filesystem::Described> Filesystem::describe_unlocked(Inode& inode,
   Described result;
   {
     const std::lock_guard lock(inode.state);  // a lock of ours that is on its way out is still ours
-    if (inode.attributes.valid()) {
+    if (inode.attributes.valid() && locks_->trust_left() != 0) {
       result.attributes = inode.attributes.get();
       return result;
     }
@@ -178,7 +178,7 @@ void Filesystem::setattr(fuse_req_t req, Ino ino, const struct stat& values, int
   auto after = pinned_attributes(*inode);
   if (!after) return reply_error(req, after.error());
   const struct stat result = to_stat(*after);
-  fuse_reply_attr(req, &result, kForever);
+  fuse_reply_attr(req, &result, validity());
 }
 
 void Filesystem::readlink(fuse_req_t req, Ino ino) {

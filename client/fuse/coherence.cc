@@ -87,9 +87,12 @@ void Filesystem::shed(Ino ino, Mode keep) {
   if (inode == nullptr) return;
   {
     const std::lock_guard server(inode->server);
-    (void)flush_locked(*inode).ok();  // recorded for fsync and close
+    const Status flushed = flush_locked(*inode);  // recorded for fsync and close
     if (keep == Mode::none) shed_registration(*inode);
+    const bool ended = !flushed.ok() && session_ended(flushed.error());
     const std::lock_guard lock(inode->state);
+    // That is not recorded: what is dirty then waits for the next session's beginning. Not here.
+    if (ended && keep == Mode::none && inode->attributes.dirty() != 0) inode->errors.record(EIO);
     if (keep == Mode::none) {
       inode->attributes.drop();
       inode->xattrs.clear();
@@ -111,18 +114,19 @@ std::optional<ValueBlock> Filesystem::publish(Ino ino) {
   return ValueBlock{attributes.size, attributes.mtime.ns, attributes.ctime.ns};
 }
 
-/// Control thread: the sweep of everything is the flusher's.
-void Filesystem::session_lost(const std::string& reason) {
-  if (lost_.exchange(true)) return;
-  spdlog::error(
-      "mount {}: the session is lost ({}): every operation fails with ENOTCONN until it is "
-      "unmounted",
-      options_.mountpoint, reason);
+/// The lock was not had again after lockd's restart.
+void Filesystem::forfeit(Ino ino) {
+  entries_.forget(ino);
+  InodeRef inode = inodes_.find(ino);
+  if (inode == nullptr) return;
   {
-    const std::lock_guard lock(flusher_mutex_);
-    void_caches_ = true;
+    const std::lock_guard server(inode->server);
+    const std::lock_guard lock(inode->state);
+    if (inode->attributes.dirty() != 0) inode->errors.record(EIO);
+    inode->attributes.drop();
+    inode->xattrs.clear();
   }
-  flusher_wake_.notify_one();
+  inodes_.reap(std::move(inode));
 }
 
 }  // namespace distfuse::client

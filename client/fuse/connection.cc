@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "client/fuse/filesystem.h"
 
@@ -18,31 +19,20 @@ Filesystem::~Filesystem() {
 }
 
 Status Filesystem::connect() {
-  const config::Cluster& cluster = options_.cluster;
-  LockTableOptions lock_options;
-  lock_options.fabric_kind = cluster.fabric.kind;
-  lock_options.device = cluster.fabric.device;
-  lock_options.lockd = cluster.lockd.listen;
-  lock_options.cluster_id = cluster.id;
-  lock_options.mount_name = options_.name;
-  lock_options.max_locks = cluster.client.max_locks;
-  lock_options.give_up = std::chrono::seconds(cluster.client.give_up_s);
-  auto locks = LockTable::create(lock_options, *this);
-  if (!locks) return locks.error();
-  locks_ = std::move(*locks);
-
-  rpc::ClientOptions rpc_options;
-  rpc_options.meta = cluster.meta().meta_listen;
-  rpc_options.data = cluster.data_addresses();
-  rpc_options.cluster_id = cluster.id;
-  rpc_options.session = locks_->session().session;
-  rpc_options.device = cluster.fabric.device;
-  rpc_options.give_up = std::chrono::seconds(cluster.client.give_up_s);
-  auto client = rpc::Client::create(rpc_options);
-  if (!client) return client.error();
-  rpc_ = std::move(*client);
+  const auto give_up =
+      std::chrono::steady_clock::now() + std::chrono::seconds(options_.cluster.client.give_up_s);
+  auto first = make_generation(generation_);
+  // lockd has restarted, and is waiting for those that had a session.
+  while (!first && first.error().code == EAGAIN && std::chrono::steady_clock::now() < give_up) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    first = make_generation(generation_);
+  }
+  if (!first) return first.error();
+  session_owner_ = std::move(first->owner);
+  rpc_ = std::move(first->rpc);
+  data_ = std::move(first->data);
+  locks_ = std::move(first->locks);
   DISTFUSE_TRY(rpc_->check_reachable(std::chrono::seconds(10)));
-  data_ = std::make_unique<FileData>(*rpc_, targets_);
   auto root = fetch_attributes(rpc::kRootIno);
   if (!root) return Error{root.error().code, "the meta target has no root directory"};
   return {};
@@ -69,11 +59,20 @@ void Filesystem::start(fuse_session* session) {
   fuse_ = session;
   serving_ = true;
   flusher_ = std::thread([this] { flusher_main(); });
+  renewer_ = std::thread([this] { renewer_main(); });
 }
 
 void Filesystem::stop() {
   stop_serving();
   stopping_ = true;
+  if (renewer_.joinable()) {
+    {
+      const std::lock_guard lock(renewer_mutex_);
+      renewer_stop_ = true;
+      renewer_wake_.notify_all();
+    }
+    renewer_.join();
+  }
   if (flusher_.joinable()) {
     {
       const std::lock_guard lock(flusher_mutex_);
@@ -82,13 +81,14 @@ void Filesystem::stop() {
     flusher_wake_.notify_one();
     flusher_.join();
   }
-  if (data_ != nullptr && !lost_) flush_dirty();
+  if (data_ != nullptr && !lost()) flush_dirty();
   locks_.reset();  // sheds everything, ends the session
   data_.reset();
   rpc_.reset();
 }
 
 std::string Filesystem::status_json() const {
+  const std::shared_lock generation(generation_mutex_);
   const LockCounters locks = locks_->counters();
   const rpc::ClientCounters calls = rpc_->counters();
   const SessionInfo session = locks_->session();
@@ -97,7 +97,15 @@ std::string Filesystem::status_json() const {
                               {"session", session.session},
                               {"node_id", session.node_id},
                               {"incarnation", session.incarnation},
-                              {"lost", lost_.load()},
+                              {"lost", lost()},
+                              {"lease",
+                               {{"state", session.state},
+                                {"lease_ms", session.lease_ms},
+                                {"trusted_ms", session.lease_ms == 0 ? 0 : session.trusted_ms},
+                                {"reconnects", session.reconnects},
+                                {"lost_sessions", lost_sessions_.load()},
+                                {"forfeited_locks", session.forfeited},
+                                {"file_locks", session.file_locks}}},
                               {"inodes", inodes_.size()},
                               {"entries", entries_.size()},
                               {"locks",

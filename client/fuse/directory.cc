@@ -180,8 +180,8 @@ void Filesystem::readdir(fuse_req_t req, std::size_t size, std::uint64_t offset,
   for (std::size_t i = 0; i < fit.size(); ++i) {
     const rpc::DirectoryEntry& entry = fit[i];
     const bool known = described[i].attributes.ino != 0;
-    const fuse_entry_param param =
-        known ? entry_param(described[i].attributes, kForever) : bare_entry(entry.ino, entry.type);
+    const fuse_entry_param param = known ? entry_param(described[i].attributes, validity())
+                                         : bare_entry(entry.ino, entry.type);
     if (!reply.add_plus(entry.name, param, entry.cookie + kDots)) break;
     if (!known) continue;
     told.push_back(inodes_.get(entry.ino));

@@ -21,6 +21,7 @@
 #include <condition_variable>
 #include <functional>
 #include <memory>
+#include <shared_mutex>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -54,10 +55,10 @@ struct DirectoryHandle {
   std::uint64_t walk_sequence = 0;  ///< When the walk began at the first entry; 0: it did not.
 };
 
-class Filesystem final : public CacheOwner {
+class Filesystem final {
  public:
   explicit Filesystem(const MountOptions& options);
-  ~Filesystem() override;
+  ~Filesystem();
   Filesystem(const Filesystem&) = delete;
   Filesystem& operator=(const Filesystem&) = delete;
 
@@ -73,21 +74,27 @@ class Filesystem final : public CacheOwner {
   void await_notifications() const;
   /// No request runs any more: everything dirty goes out, locks go, the session ends.
   void stop();
-  [[nodiscard]] bool lost() const { return lost_; }
+  /// The present session is lost and there is no new one yet.
+  [[nodiscard]] bool lost() const { return lost_generation_ >= generation_; }
   /// JSON for the admin socket.
   [[nodiscard]] std::string status_json() const;
 
   /// The table for fuse_session_new; userdata is the Filesystem.
   static const fuse_lowlevel_ops& operations();
 
-  // CacheOwner (coherence.cc).
-  void invalidate_kernel(Ino ino, std::span<const Range> ranges) override;
-  void invalidate_attributes(Ino ino) override;
-  Mode keep_allowed(Ino ino, Mode asked) override;
-  bool page_io_needs_x(Ino ino) override;
-  void shed(Ino ino, Mode keep) override;
-  std::optional<ValueBlock> publish(Ino ino) override;
-  void session_lost(const std::string& reason) override;
+  // What SessionOwner, the CacheOwner of a session, brings here (coherence.cc).
+  void invalidate_kernel(Ino ino, std::span<const Range> ranges);
+  void invalidate_attributes(Ino ino);
+  Mode keep_allowed(Ino ino, Mode asked);
+  bool page_io_needs_x(Ino ino);
+  void shed(Ino ino, Mode keep);
+  void forfeit(Ino ino);
+  std::optional<ValueBlock> publish(Ino ino);
+
+  // generation.cc
+  /// FUSE thread: runs the operation of a request within one session.
+  void serve(fuse_req_t req, bool repeatable, const std::function<void()>& operation);
+  void session_lost(std::uint64_t generation, const std::string& reason);
 
   // connection.cc
   void init(fuse_conn_info* connection);
@@ -139,6 +146,28 @@ class Filesystem final : public CacheOwner {
   void lseek(fuse_req_t req, Ino ino, std::uint64_t offset, int whence);
 
  private:
+  friend class SessionOwner;
+  /// A session with lockd and the storageds.
+  struct Generation {
+    std::unique_ptr<CacheOwner> owner;  ///< Outlives `locks`.
+    std::unique_ptr<rpc::Client> rpc;
+    std::unique_ptr<FileData> data;
+    std::unique_ptr<LockTable> locks;
+  };
+  Result<Generation> make_generation(std::uint64_t number);
+  void publish_generation(Generation& fresh, std::uint64_t number);
+  void void_inode(Inode& inode, rpc::Client& rpc, std::size_t& failed);
+  void renewer_main();
+  bool renew_session();
+  int await_session(fuse_req_t req);
+  bool notify_unguarded(Ino ino, std::int64_t offset, std::int64_t length);
+  /// An error because the session ended, of an operation that may run again, or had not done anything.
+  [[nodiscard]] bool begin_again(const Error& error) const;
+  /// What a call of the meta target or of lockd failed for: the session's end.
+  [[nodiscard]] bool session_ended(const Error& error) const;
+  /// For how long the kernel may believe attributes under a lock, seconds.
+  [[nodiscard]] double validity() const;
+
   /// Attributes that may be told to the kernel, for how long, and the pin that makes them true.
   struct Described {
     rpc::Attributes attributes;
@@ -160,10 +189,11 @@ class Filesystem final : public CacheOwner {
   // request.cc
   [[nodiscard]] int code_of(const Error& error) const;
   void reply_error(fuse_req_t req, const Error& error) const {
-    fuse_reply_err(req, code_of(error));
+    if (!begin_again(error)) fuse_reply_err(req, code_of(error));
   }
   void reply_status(fuse_req_t req, const Status& status) const {
-    fuse_reply_err(req, status.ok() ? 0 : code_of(status.error()));
+    if (!status.ok()) return reply_error(req, status.error());
+    fuse_reply_err(req, 0);
   }
   /// What ends a wait on a file's way: its process is being killed. Another signal does not: a program that handles one does not expect
   /// EINTR from stat, open, read or write of a file.
@@ -249,6 +279,7 @@ class Filesystem final : public CacheOwner {
   /// With inode.server held.
   Status flush_locked(Inode& inode);
   void flush_before_change(Inode& inode);
+  void void_kernel();
   void flusher_main();
   void flush_dirty();
   int take_error(FileHandle& handle);
@@ -264,7 +295,19 @@ class Filesystem final : public CacheOwner {
   std::unique_ptr<FileData> data_;
   std::unique_ptr<LockTable> locks_;
   std::atomic<bool> stopping_{false};
-  std::atomic<bool> lost_{false};
+
+  // Sessions follow one another (generation.cc). Shared: whoever uses rpc_, data_, locks_. Exclusive: the change to the next.
+  mutable std::shared_mutex generation_mutex_;
+  std::atomic<std::uint64_t> generation_{1};
+  std::atomic<std::uint64_t> lost_generation_{0};  ///< All up to this one are lost.
+  std::atomic<std::uint64_t> lost_sessions_{0};
+  std::unique_ptr<CacheOwner> session_owner_;
+  std::mutex renewer_mutex_;
+  std::condition_variable renewer_wake_;           ///< Lost, renewed, stopped.
+  std::chrono::steady_clock::time_point lost_at_;  ///< Guarded by renewer_mutex_.
+  bool renewer_stop_ = false;                      ///< Guarded by renewer_mutex_.
+  std::thread renewer_;
+
   std::atomic<bool> serving_{false};
   std::atomic<unsigned> notifying_{0};
 
@@ -273,7 +316,7 @@ class Filesystem final : public CacheOwner {
   std::unordered_set<Ino> dirty_;                   ///< Guarded by flusher_mutex_.
   std::vector<std::pair<Ino, Range>> stale_pages_;  ///< Guarded by flusher_mutex_.
   bool flusher_stop_ = false;                       ///< Guarded by flusher_mutex_.
-  bool void_caches_ = false;                        ///< Guarded by flusher_mutex_.
+  std::atomic<bool> void_caches_ = false;  ///< Set under flusher_mutex_; cleared when it is done.
   std::thread flusher_;
 };
 

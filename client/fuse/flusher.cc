@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <chrono>
+#include <shared_mutex>
 
 #include "client/fuse/filesystem.h"
 
@@ -41,6 +42,7 @@ Status Filesystem::flush_locked(Inode& inode) {
     flush = inode.attributes.begin_flush();
   }
   if (!flush) return {};
+  if (lost()) return Error{ESTALE, {}};  // What is dirty becomes an error with the new session.
   auto fresh = call_for_attributes(flush->request);
   const std::lock_guard lock(inode.state);
   if (fresh) {
@@ -51,10 +53,10 @@ Status Filesystem::flush_locked(Inode& inode) {
     inode.attributes.give_up();  // its last name and its last open are gone
     return {};
   }
+  if (session_ended(fresh.error())) return fresh.error();
   const int code = code_of(fresh.error());
-  if (!lost_)
-    spdlog::error("inode {}: size and times cannot be written: {} {}", inode.ino,
-                  std::generic_category().message(code), fresh.error().message);
+  spdlog::error("inode {}: size and times cannot be written: {} {}", inode.ino,
+                std::generic_category().message(code), fresh.error().message);
   inode.errors.record(code);
   return Error{code, {}};
 }
@@ -65,6 +67,8 @@ int Filesystem::take_error(FileHandle& handle) {
 }
 
 void Filesystem::flush_dirty() {
+  const std::shared_lock generation(generation_mutex_);
+  if (lost()) return;
   std::unordered_set<Ino> dirty;
   {
     const std::lock_guard lock(flusher_mutex_);
@@ -80,9 +84,22 @@ void Filesystem::flush_dirty() {
       const std::lock_guard lock(inode->state);
       left = inode->attributes.dirty() != 0;
     }
-    if (left && !lost_) mark_dirty(*inode);
+    if (left) mark_dirty(*inode);
     inodes_.reap(std::move(inode));
   }
+}
+
+/// The session is lost: nothing that the kernel has is ours to vouch for. Attributes first, which wait for nothing. What was stored through
+/// mappings comes back as writes, which write() refuses until this is over.
+void Filesystem::void_kernel() {
+  const auto all = inodes_.all();
+  for (const InodeRef& inode : all) notify(inode->ino, -1, 0);
+  for (const InodeRef& inode : all) {
+    notify(inode->ino, 0, 0);
+    inode->voided = false;
+  }
+  const std::lock_guard lock(flusher_mutex_);
+  void_caches_ = false;
 }
 
 void Filesystem::flusher_main() {
@@ -92,12 +109,11 @@ void Filesystem::flusher_main() {
       return flusher_stop_ || void_caches_ || !stale_pages_.empty();
     });
     const auto stale = std::exchange(stale_pages_, {});
-    const bool all = std::exchange(void_caches_, false);
+    const bool all = void_caches_;
     lock.unlock();
     for (const auto& [ino, range] : stale)
       notify(ino, static_cast<std::int64_t>(range.offset), static_cast<std::int64_t>(range.length));
-    if (all)
-      for (const InodeRef& inode : inodes_.all()) notify(inode->ino, 0, 0);
+    if (all) void_kernel();
     if (!woken) {
       flush_dirty();
       inodes_.reap_some(kReapShards);

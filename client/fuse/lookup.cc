@@ -41,6 +41,7 @@ void Filesystem::drop_references(const InodeRef& inode, std::uint64_t count) {
 }
 
 void Filesystem::forget(Ino ino, std::uint64_t count) {
+  const std::shared_lock generation(generation_mutex_);
   InodeRef inode = inodes_.find(ino);
   if (inode == nullptr) return;
   drop_references(inode, count);

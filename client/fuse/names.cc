@@ -62,7 +62,7 @@ void Filesystem::make(fuse_req_t req, rpc::Create request) {
   const std::string name = request.name;
   auto made = make_node(req, request, parent, name, false);
   if (!made) return reply_error(req, made.error());
-  reply_entry(req, made->inode, made->attributes, made->child ? kForever : 0);
+  reply_entry(req, made->inode, made->attributes, made->child ? validity() : 0);
 }
 
 void Filesystem::symlink(fuse_req_t req, const char* target, Ino parent, const char* name) {
@@ -72,7 +72,7 @@ void Filesystem::symlink(fuse_req_t req, const char* target, Ino parent, const c
     const std::lock_guard lock(made->inode->state);
     made->inode->link_target = target;
   }
-  reply_entry(req, made->inode, made->attributes, made->child ? kForever : 0);
+  reply_entry(req, made->inode, made->attributes, made->child ? validity() : 0);
 }
 
 void Filesystem::link(fuse_req_t req, Ino ino, Ino parent, const char* name) {
@@ -97,7 +97,7 @@ void Filesystem::link(fuse_req_t req, Ino ino, Ino parent, const char* name) {
   }
   entries_.changed(parent, name, {ino, current.mode & S_IFMT});
   directory_changed(parent, attributes->ctime, 0);
-  reply_entry(req, inode, current, kForever);
+  reply_entry(req, inode, current, validity());
 }
 
 void Filesystem::name_removed(Inode& inode, const rpc::Attributes& attributes, bool unregistered) {

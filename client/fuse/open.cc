@@ -172,7 +172,7 @@ void Filesystem::create(fuse_req_t req, Ino parent, const char* name, mode_t mod
   if (!made) return reply_error(req, made.error());
   auto handle = make_handle(made->inode, flags);
   fill_reply(file, handle.get());
-  const fuse_entry_param entry = entry_param(made->attributes, made->child ? kForever : 0);
+  const fuse_entry_param entry = entry_param(made->attributes, made->child ? validity() : 0);
   inodes_.add_lookup(*made->inode);
   if (fuse_reply_create(req, &entry, file) == 0) {
     (void)handle.release();
@@ -186,15 +186,18 @@ void Filesystem::create(fuse_req_t req, Ino parent, const char* name, mode_t mod
 void Filesystem::flush(fuse_req_t req, Ino ino, fuse_file_info* file) {
   FileHandle& handle = *handle_of(file);
   Inode& inode = *handle.inode;
-  // An error is recorded, and returned below.
-  if (handle.writable) (void)flush_inode(inode).ok();
+  // An error is recorded, and returned below; that of a lost session with the next one.
+  if (handle.writable) {
+    const Status flushed = flush_inode(inode);
+    if (!flushed.ok() && session_ended(flushed.error()))
+      return reply_error(req, Error{ENOTCONN, {}});
+  }
   bool locks = false;
   {
     const std::lock_guard lock(inode.state);
     locks = inode.posix_locks;
   }
   if (locks) locks_->file_lock_release_owner(ino, file->lock_owner);
-  if (lost_) return (void)fuse_reply_err(req, ENOTCONN);
   fuse_reply_err(req, take_error(handle));
 }
 

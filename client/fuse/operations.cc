@@ -9,12 +9,26 @@ Filesystem& of(fuse_req_t req) {
   return *static_cast<Filesystem*>(fuse_req_userdata(req));
 }
 
+/// In the present session; when that ends before the operation has, again in the next one.
+template <class Operation>
+void serve(fuse_req_t req, const Operation& operation) {
+  of(req).serve(req, true, [&] { operation(of(req)); });
+}
+
+/// The same for what must not run twice: once a storaged was asked, its answer is the operation's, or EIO.
+template <class Operation>
+void serve_once(fuse_req_t req, const Operation& operation) {
+  of(req).serve(req, false, [&] { operation(of(req)); });
+}
+
 rpc::Create create_request(fuse_ino_t parent, const char* name, mode_t mode, dev_t device) {
   return {parent, name, mode, device, false};
 }
 
 void fill_names(fuse_lowlevel_ops& ops) {
-  ops.lookup = [](fuse_req_t r, fuse_ino_t p, const char* n) { of(r).lookup(r, p, n); };
+  ops.lookup = [](fuse_req_t r, fuse_ino_t p, const char* n) {
+    serve(r, [&](Filesystem& fs) { fs.lookup(r, p, n); });
+  };
   ops.forget = [](fuse_req_t r, fuse_ino_t i, std::uint64_t n) {
     of(r).forget(i, n);
     fuse_reply_none(r);
@@ -24,84 +38,121 @@ void fill_names(fuse_lowlevel_ops& ops) {
     fuse_reply_none(r);
   };
   ops.mknod = [](fuse_req_t r, fuse_ino_t p, const char* n, mode_t m, dev_t d) {
-    of(r).make(r, create_request(p, n, m, d));
+    serve_once(r, [&](Filesystem& fs) { fs.make(r, create_request(p, n, m, d)); });
   };
   ops.mkdir = [](fuse_req_t r, fuse_ino_t p, const char* n, mode_t m) {
-    of(r).make(r, create_request(p, n, (m & 07777) | S_IFDIR, 0));
+    serve_once(r,
+               [&](Filesystem& fs) { fs.make(r, create_request(p, n, (m & 07777) | S_IFDIR, 0)); });
   };
   ops.symlink = [](fuse_req_t r, const char* t, fuse_ino_t p, const char* n) {
-    of(r).symlink(r, t, p, n);
+    serve_once(r, [&](Filesystem& fs) { fs.symlink(r, t, p, n); });
   };
   ops.link = [](fuse_req_t r, fuse_ino_t i, fuse_ino_t p, const char* n) {
-    of(r).link(r, i, p, n);
+    serve_once(r, [&](Filesystem& fs) { fs.link(r, i, p, n); });
   };
-  ops.unlink = [](fuse_req_t r, fuse_ino_t p, const char* n) { of(r).unlink(r, p, n); };
-  ops.rmdir = [](fuse_req_t r, fuse_ino_t p, const char* n) { of(r).rmdir(r, p, n); };
+  ops.unlink = [](fuse_req_t r, fuse_ino_t p, const char* n) {
+    serve_once(r, [&](Filesystem& fs) { fs.unlink(r, p, n); });
+  };
+  ops.rmdir = [](fuse_req_t r, fuse_ino_t p, const char* n) {
+    serve_once(r, [&](Filesystem& fs) { fs.rmdir(r, p, n); });
+  };
   ops.rename = [](fuse_req_t r, fuse_ino_t p, const char* n, fuse_ino_t q, const char* m,
-                  unsigned f) { of(r).rename(r, p, n, q, m, f); };
-  ops.readlink = [](fuse_req_t r, fuse_ino_t i) { of(r).readlink(r, i); };
+                  unsigned f) {
+    serve_once(r, [&](Filesystem& fs) { fs.rename(r, p, n, q, m, f); });
+  };
+  ops.readlink = [](fuse_req_t r, fuse_ino_t i) {
+    serve(r, [&](Filesystem& fs) { fs.readlink(r, i); });
+  };
 }
 
 void fill_attributes(fuse_lowlevel_ops& ops) {
-  ops.getattr = [](fuse_req_t r, fuse_ino_t i, fuse_file_info*) { of(r).getattr(r, i); };
+  ops.getattr = [](fuse_req_t r, fuse_ino_t i, fuse_file_info*) {
+    serve(r, [&](Filesystem& fs) { fs.getattr(r, i); });
+  };
   ops.setattr = [](fuse_req_t r, fuse_ino_t i, struct stat* s, int to_set, fuse_file_info*) {
-    of(r).setattr(r, i, *s, to_set);
+    serve(r, [&](Filesystem& fs) { fs.setattr(r, i, *s, to_set); });
   };
   ops.getxattr = [](fuse_req_t r, fuse_ino_t i, const char* n, std::size_t s) {
-    of(r).getxattr(r, i, n, s);
+    serve(r, [&](Filesystem& fs) { fs.getxattr(r, i, n, s); });
   };
   ops.setxattr = [](fuse_req_t r, fuse_ino_t i, const char* n, const char* v, std::size_t s,
-                    int f) { of(r).setxattr(r, i, n, std::string(v, s), f); };
-  ops.listxattr = [](fuse_req_t r, fuse_ino_t i, std::size_t s) { of(r).listxattr(r, i, s); };
-  ops.removexattr = [](fuse_req_t r, fuse_ino_t i, const char* n) { of(r).removexattr(r, i, n); };
+                    int f) {
+    serve_once(r, [&](Filesystem& fs) { fs.setxattr(r, i, n, std::string(v, s), f); });
+  };
+  ops.listxattr = [](fuse_req_t r, fuse_ino_t i, std::size_t s) {
+    serve(r, [&](Filesystem& fs) { fs.listxattr(r, i, s); });
+  };
+  ops.removexattr = [](fuse_req_t r, fuse_ino_t i, const char* n) {
+    serve_once(r, [&](Filesystem& fs) { fs.removexattr(r, i, n); });
+  };
 }
 
 void fill_files(fuse_lowlevel_ops& ops) {
-  ops.open = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f) { of(r).open(r, i, f); };
+  ops.open = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f) {
+    serve(r, [&](Filesystem& fs) { fs.open(r, i, f); });
+  };
   ops.create = [](fuse_req_t r, fuse_ino_t p, const char* n, mode_t m, fuse_file_info* f) {
-    of(r).create(r, p, n, (m & 07777) | S_IFREG, f);
+    serve_once(r, [&](Filesystem& fs) { fs.create(r, p, n, (m & 07777) | S_IFREG, f); });
   };
   ops.read = [](fuse_req_t r, fuse_ino_t i, std::size_t s, off_t o, fuse_file_info* f) {
-    of(r).read(r, i, s, static_cast<std::uint64_t>(o), f);
+    serve(r, [&](Filesystem& fs) { fs.read(r, i, s, static_cast<std::uint64_t>(o), f); });
   };
   ops.write = [](fuse_req_t r, fuse_ino_t i, const char* b, std::size_t s, off_t o,
                  fuse_file_info* f) {
-    of(r).write(r, i, std::as_bytes(std::span(b, s)), static_cast<std::uint64_t>(o), f);
+    serve(r, [&](Filesystem& fs) {
+      fs.write(r, i, std::as_bytes(std::span(b, s)), static_cast<std::uint64_t>(o), f);
+    });
   };
-  ops.flush = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f) { of(r).flush(r, i, f); };
-  ops.release = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f) { of(r).release(r, i, f); };
-  ops.fsync = [](fuse_req_t r, fuse_ino_t i, int, fuse_file_info* f) { of(r).fsync(r, i, f); };
-  ops.opendir = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f) { of(r).opendir(r, i, f); };
+  ops.flush = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f) {
+    serve(r, [&](Filesystem& fs) { fs.flush(r, i, f); });
+  };
+  ops.release = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f) {
+    serve(r, [&](Filesystem& fs) { fs.release(r, i, f); });
+  };
+  ops.fsync = [](fuse_req_t r, fuse_ino_t i, int, fuse_file_info* f) {
+    serve(r, [&](Filesystem& fs) { fs.fsync(r, i, f); });
+  };
+  ops.opendir = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f) {
+    serve(r, [&](Filesystem& fs) { fs.opendir(r, i, f); });
+  };
   ops.readdir = [](fuse_req_t r, fuse_ino_t, std::size_t s, off_t o, fuse_file_info* f) {
-    of(r).readdir(r, s, static_cast<std::uint64_t>(o), f, false);
+    serve(r, [&](Filesystem& fs) { fs.readdir(r, s, static_cast<std::uint64_t>(o), f, false); });
   };
   ops.readdirplus = [](fuse_req_t r, fuse_ino_t, std::size_t s, off_t o, fuse_file_info* f) {
-    of(r).readdir(r, s, static_cast<std::uint64_t>(o), f, true);
+    serve(r, [&](Filesystem& fs) { fs.readdir(r, s, static_cast<std::uint64_t>(o), f, true); });
   };
-  ops.releasedir = [](fuse_req_t r, fuse_ino_t, fuse_file_info* f) { of(r).releasedir(r, f); };
-  ops.fsyncdir = [](fuse_req_t r, fuse_ino_t, int, fuse_file_info*) { of(r).fsyncdir(r); };
-  ops.statfs = [](fuse_req_t r, fuse_ino_t) { of(r).statfs(r); };
+  ops.releasedir = [](fuse_req_t r, fuse_ino_t, fuse_file_info* f) {
+    serve(r, [&](Filesystem& fs) { fs.releasedir(r, f); });
+  };
+  ops.fsyncdir = [](fuse_req_t r, fuse_ino_t, int, fuse_file_info*) {
+    serve(r, [&](Filesystem& fs) { fs.fsyncdir(r); });
+  };
+  ops.statfs = [](fuse_req_t r, fuse_ino_t) { serve(r, [&](Filesystem& fs) { fs.statfs(r); }); };
 }
 
 void fill_ranges(fuse_lowlevel_ops& ops) {
   ops.getlk = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f, struct flock* l) {
-    of(r).getlk(r, i, f, l);
+    serve(r, [&](Filesystem& fs) { fs.getlk(r, i, f, l); });
   };
   ops.setlk = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f, struct flock* l, int wait) {
-    of(r).setlk(r, i, f, l, wait != 0);
+    serve(r, [&](Filesystem& fs) { fs.setlk(r, i, f, l, wait != 0); });
   };
   ops.flock = [](fuse_req_t r, fuse_ino_t i, fuse_file_info* f, int op) {
-    of(r).flock(r, i, f, op);
+    serve(r, [&](Filesystem& fs) { fs.flock(r, i, f, op); });
   };
   ops.fallocate = [](fuse_req_t r, fuse_ino_t i, int m, off_t o, off_t l, fuse_file_info*) {
-    of(r).fallocate(r, i, m, static_cast<std::uint64_t>(o), static_cast<std::uint64_t>(l));
+    serve(r, [&](Filesystem& fs) {
+      fs.fallocate(r, i, m, static_cast<std::uint64_t>(o), static_cast<std::uint64_t>(l));
+    });
   };
   ops.copy_file_range = [](fuse_req_t r, fuse_ino_t i, off_t o, fuse_file_info*, fuse_ino_t j,
                            off_t p, fuse_file_info*, std::size_t l, int) {
-    of(r).copy_file_range(r, i, static_cast<std::uint64_t>(o), j, static_cast<std::uint64_t>(p), l);
+    serve(r, [&](Filesystem& fs) {
+      fs.copy_file_range(r, i, static_cast<std::uint64_t>(o), j, static_cast<std::uint64_t>(p), l);
+    });
   };
   ops.lseek = [](fuse_req_t r, fuse_ino_t i, off_t o, int w, fuse_file_info*) {
-    of(r).lseek(r, i, static_cast<std::uint64_t>(o), w);
+    serve(r, [&](Filesystem& fs) { fs.lseek(r, i, static_cast<std::uint64_t>(o), w); });
   };
 }
 

@@ -163,7 +163,8 @@ Result<std::uint64_t> Filesystem::append(fuse_req_t req, const FileHandle& handl
     if (stale && look < kMaxLooks) {
       data.unlock();
       pin->release();
-      notify(inode.ino, static_cast<std::int64_t>(end / kPage * kPage), 0);
+      if (!notify_unguarded(inode.ino, static_cast<std::int64_t>(end / kPage * kPage), 0))
+        return Error{ENOTCONN, {}};
       continue;
     }
     if (end + bytes.size() > kMaxFileSize) return Error{EFBIG, {}};
@@ -186,6 +187,8 @@ void Filesystem::write(fuse_req_t req, Ino ino, std::span<const std::byte> bytes
     return (void)fuse_reply_write(req, *appended);
   }
   if (offset + bytes.size() > kMaxFileSize) return (void)fuse_reply_err(req, EFBIG);
+  // Stored into a page under a session that is lost: another mount may have written there since. The kernel reports it, once.
+  if (file->writepage != 0 && inode.voided) return (void)fuse_reply_err(req, EIO);
   auto pin = locks_->pin_page_io(ino, Mode::x, {offset, bytes.size()}, interrupted(req));
   if (!pin) return reply_error(req, pin.error());
   if (!handle.direct) raise_cached_end(inode, offset + bytes.size());

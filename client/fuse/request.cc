@@ -70,13 +70,13 @@ rpc::Timestamp now() {
 }
 
 int Filesystem::code_of(const Error& error) const {
-  if (lost_) return ENOTCONN;
+  if (error.code == ENOTCONN || session_ended(error)) return EIO;
   return error.code == 0 ? EIO : error.code;
 }
 
 Result<rpc::MetadataReply> Filesystem::call(const rpc::MetadataRequest& request,
                                             fuse_req_t req) const {
-  if (lost_) return Error{ENOTCONN, {}};
+  if (lost()) return Error{EIO, {}};
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
   if (req != nullptr) {

@@ -28,18 +28,19 @@ void Filesystem::fsync(fuse_req_t req, Ino, fuse_file_info* file) {
   // The size that we know may be old; all targets cover any.
   Status done = data_->sync(*ref, kMaxFileSize);
   if (done.ok()) done = make_durable(inode);
-  if (!done.ok() && lost_) return (void)fuse_reply_err(req, ENOTCONN);
+  // Once, with the errors that the next session's beginning records.
+  if (!done.ok() && session_ended(done.error())) return reply_error(req, Error{ENOTCONN, {}});
   const int earlier = take_error(handle);
   fuse_reply_err(req, done.ok() ? earlier : code_of(done.error()));
 }
 
 void Filesystem::fsyncdir(fuse_req_t req) {
   auto synced = call(rpc::SyncMetadata{}, req);
-  fuse_reply_err(req, synced ? 0 : code_of(synced.error()));
+  if (!synced) return reply_error(req, synced.error());
+  fuse_reply_err(req, 0);
 }
 
 void Filesystem::statfs(fuse_req_t req) {
-  if (lost_) return (void)fuse_reply_err(req, ENOTCONN);
   auto space = data_->statfs();
   if (!space) return reply_error(req, space.error());
   auto inodes = call(rpc::StatFilesystem{}, req);
@@ -141,7 +142,8 @@ void Filesystem::lseek(fuse_req_t req, Ino ino, std::uint64_t offset, int whence
   const InodeRef inode = inodes_.get(ino);
   // What mappings of this mount stored is data too; the kernel does not write it back for this request. Nothing is held here that
   // writeback could wait for.
-  if (inode->write_opens != 0) notify(ino, 0, 0);
+  if (inode->write_opens != 0 && !notify_unguarded(ino, 0, 0))
+    return reply_error(req, Error{ENOTCONN, {}});
   auto pin = locks_->pin(ino, Mode::s, interrupted(req));
   if (!pin) return reply_error(req, pin.error());
   auto attributes = pinned_attributes(*inode);
