@@ -293,13 +293,14 @@ void ClientNode::wake(unsigned key, df_u32 wake) {
   }
 }
 
-/// The value block is the last writer's, or says that it was not published. Not where contents change without an X holder.
+/// The value block is the last writer's, or says that it was not published. Where storageds lose what was not synced the content changes
+/// without a lock.
 void ClientNode::check_value(unsigned key) const {
   const auto& lock = locks_[key];
   const auto& o = world_.options;
   if (df_covers(lock.core.held, DF_S) == 0 || lock.changed || !trusted(link(key)) ||
-      o.direct_percent != 0 || (o.kill_storaged != 0 && o.power_percent != 0) ||
-      world_.oracle.tainted(page_id(key, 0)) || (lock.core.value.flags & DF_VALUE_PUBLISHED) == 0)
+      (o.kill_storaged != 0 && o.power_percent != 0) || world_.oracle.tainted(page_id(key, 0)) ||
+      (lock.core.value.flags & DF_VALUE_PUBLISHED) == 0)
     return;
   if (lock.core.value.size != value_of(key).size)
     throw Violation(name() + ": the value block of key " + std::to_string(key) + " says " +

@@ -198,6 +198,8 @@ void ClientNode::act_direct(unsigned i) {
   auto& thread = threads_[i];
   StorageCall what;
   what.op = thread.work == Work::direct_write ? StorageOp::write : StorageOp::read;
+  // Our own old pages are none any more; the version will say so to others only.
+  if (what.op == StorageOp::write) locks_[thread.key].seen = false;
   ++files_[thread.key].direct;
   call(thread.key, thread.page, std::move(what),
        [this, i, key = thread.key, operation = thread.operation](const auto&) {

@@ -82,7 +82,7 @@ void draw_work(Options& o, Random& random) {
   o.cancel_percent = static_cast<unsigned>(random.between(0, 15));
   o.drop_percent = static_cast<unsigned>(random.between(0, 40));
   o.hot = random.percent(40);
-  o.keep_pages = o.direct_percent == 0 && random.percent(70);
+  o.keep_pages = random.percent(70);
   o.writeback = random.percent(60);
 }
 
