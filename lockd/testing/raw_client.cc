@@ -14,6 +14,10 @@ namespace distfuse::lockd::testing {
 
 using Clock = std::chrono::steady_clock;
 
+namespace {
+constexpr std::uint64_t kRenewal = ~0ULL;  ///< Cookie.
+}
+
 Result<std::unique_ptr<RawClient>> RawClient::connect(const RawClientOptions& options) {
   std::unique_ptr<RawClient> client(new RawClient(options));
   DISTFUSE_TRY(client->start());
@@ -55,11 +59,12 @@ Status RawClient::start() {
   auto worker = fabric_->create_worker(*this);
   if (!worker.ok()) return worker.error();
   worker_ = std::move(worker).value();
-  auto memory = worker_->allocate(sizeof(Buffer) * fabric::kMaxOutstanding);
+  auto memory = worker_->allocate(sizeof(Buffer) * fabric::kMaxOutstanding + sizeof lease_value_);
   if (!memory.ok()) return memory.error();
+  lease_memory_ = memory->data() + sizeof(Buffer) * fabric::kMaxOutstanding;
   buffers_ = new (memory->data()) Buffer[fabric::kMaxOutstanding];
   for (std::uint64_t i = 0; i < fabric::kMaxOutstanding; ++i) free_.push_back(i);
-  auto control = connect_as(DF_ROLE_CONTROL, 0);
+  auto control = connect_as(DF_ROLE_CONTROL, options_.session);
   if (!control.ok()) return control.error();
   control_ = std::move(control).value();
   welcome_ = *answer_;
@@ -79,6 +84,7 @@ bool RawClient::run_until(const std::function<bool()>& done, milliseconds timeou
   bool counted = false;
   while (!done()) {
     if (lost_) return false;
+    renew();
     while (!outgoing_.empty() && control_ != nullptr) {
       const auto& message = outgoing_.front();
       const auto status =
@@ -96,11 +102,29 @@ bool RawClient::run_until(const std::function<bool()>& done, milliseconds timeou
     const auto now = Clock::now();
     if (now >= until) return false;
     // Sleeps only after an idle turn, so that short operations do not pay for a system call.
-    if (counted)
+    if (counted)  // Short enough for a renewal in time.
       worker_->wait(std::min(milliseconds(5), std::chrono::ceil<milliseconds>(until - now)));
     counted = true;
   }
   return true;
+}
+
+/// Every quarter of the lease, one WRITE.
+void RawClient::renew() {
+  if (!renews_ || renewing_ || Clock::now() < renew_at_ || lane_ == nullptr) return;
+  lease_value_ += 0x9e3779b97f4a7c15ULL;
+  std::memcpy(lease_memory_, &lease_value_, sizeof lease_value_);
+  const fabric::Operation write{fabric::Op::write, welcome_.lease_offset, lease_memory_,
+                                sizeof lease_value_};
+  if (const auto status = lane_->post(std::span(&write, 1), kRenewal); !status.ok()) return;
+  renewing_ = true;
+  renew_at_ = Clock::now() + milliseconds(welcome_.lease_ms / 4);
+}
+
+void RawClient::reclaimed() {
+  df_msg message;
+  df_msg_init(&message, DF_MSG_RECLAIMED, 0, 0, 0);
+  send_message(message);
 }
 
 void RawClient::run_for(milliseconds time) {
@@ -301,6 +325,10 @@ void RawClient::on_completion(fabric::Connection& /*connection*/, std::uint64_t 
     lost_ = true;
     return;
   }
+  if (cookie == kRenewal) {
+    renewing_ = false;
+    return;
+  }
   const auto posted = posted_[cookie];
   const auto old = buffers_[cookie].old;
   alignas(df_slot) const auto image = buffers_[cookie].image;
@@ -359,6 +387,8 @@ void RawClient::on_message(fabric::Connection& /*connection*/, std::span<const s
   if (on_any_message) on_any_message(message);
   if (message.head.type == DF_MSG_FILE_REPLY)
     file_replies_[message.head.seq] = message.file_reply;
+  else if (message.head.type == DF_MSG_RESUME)
+    resumed_ = true;
   else if (message.head.type == DF_MSG_GLIMPSE_REPLY)
     glimpse_replies_[message.head.seq] = message.glimpse_reply;
   else

@@ -33,6 +33,7 @@ struct RawClientOptions {
   std::string name = "raw";
   std::uint32_t version = DF_WIRE_VERSION;
   milliseconds timeout{5000};
+  std::uint64_t session = 0;  ///< To come back as; 0: a new one.
 };
 
 class RawClient : private fabric::Handler {
@@ -78,6 +79,13 @@ class RawClient : private fabric::Handler {
   /// Gives up all locks and says Bye.
   bool bye();
 
+  /// From now on the lease is renewed while a call of this client runs; else it never is.
+  void renew_lease() { renews_ = true; }
+  /// After a restart: takes the lock again that it held before, by the ordinary chain. False: it cannot be had.
+  bool reassert(std::uint64_t key, df_mode mode) { return acquire(key, mode, milliseconds(2000)); }
+  void reclaimed();
+  [[nodiscard]] bool resumed() const { return resumed_; }
+
   void run_for(milliseconds time);
   bool run_until(const std::function<bool()>& done, milliseconds timeout);
 
@@ -116,6 +124,7 @@ class RawClient : private fabric::Handler {
   void try_shed(Lock& lock);
   void submit(Lock& lock, const df_chain& chain);
   void post(Lock& lock, const df_chain& chain);
+  void renew();
   void leave(std::uint32_t slot);
   void send_message(const df_msg& message);
   void on_lock_message(const df_msg& message);
@@ -149,6 +158,10 @@ class RawClient : private fabric::Handler {
   std::map<std::uint64_t, df_msg_file_reply> file_replies_;
   std::map<std::uint64_t, df_msg_glimpse_reply> glimpse_replies_;
   std::uint64_t next_seq_ = 1;
+  bool renews_ = false, renewing_ = false, resumed_ = false;
+  std::chrono::steady_clock::time_point renew_at_{};
+  std::uint64_t lease_value_ = 0;
+  std::byte* lease_memory_ = nullptr;
 };
 
 }  // namespace distfuse::lockd::testing
