@@ -22,8 +22,8 @@ struct Lockd {
   std::uint64_t slots = 65536;  ///< Primary slots (a power of two); a quarter more is added as
                                 ///< overflow. 128 bytes each.
   std::string state_dir;        ///< Where the incarnation number and the list of sessions are kept.
-  std::uint64_t lease_ms = 0;   ///< How long a session lives that is not renewed; 0: while it is
-                                ///< connected, and none outlives lockd.
+  std::uint64_t lease_ms = 10000;  ///< How long a session lives that is not renewed; 0: while it is
+                                   ///< connected, and none outlives lockd.
 };
 
 struct Storaged {
