@@ -171,8 +171,11 @@ void Service::on_connect_request(std::unique_ptr<fabric::ConnectRequest> request
   const auto id = next_connection_++;
   peers_[id];  // The lock core may have a word for a session that joins; it follows the Welcome.
   const auto greeting = daemon_->hello(id, request->private_data(), request->peer());
+  // Who is to come again does so several times a second.
   if (greeting.verdict == Daemon::Verdict::reject || greeting.verdict == Daemon::Verdict::refuse)
-    spdlog::warn("refused {}: {}", request->peer(), greeting.reason);
+    spdlog::log(
+        greeting.welcome.refusal == DF_REFUSED_GRACE ? spdlog::level::debug : spdlog::level::warn,
+        "refused {}: {}", request->peer(), greeting.reason);
   if (greeting.verdict == Daemon::Verdict::reject) {
     peers_.erase(id);
     return worker_->reject(std::move(request), greeting.reason);
