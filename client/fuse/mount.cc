@@ -75,6 +75,7 @@ class SignalThread {
         thread_([this] { run(); }) {}
   ~SignalThread() {
     stop_ = true;
+    pthread_kill(thread_.native_handle(), SIGUSR1);  // Out of its sleep, if it sleeps already.
     thread_.join();
   }
   SignalThread(const SignalThread&) = delete;
