@@ -33,7 +33,8 @@ std::chrono::milliseconds duration_of_run() {
 }
 
 struct World {
-  explicit World(unsigned mounts, std::size_t max_locks = 1000) : cluster(64) {
+  explicit World(unsigned mounts, std::size_t max_locks = 1000, std::uint32_t lease_ms = 0)
+      : cluster(64, lease_ms) {
     for (unsigned i = 0; i < mounts; ++i) {
       owners.push_back(std::make_unique<Mount>(i, truth));
       auto options = cluster.options("mount" + std::to_string(i));
@@ -178,10 +179,9 @@ void watch(World& world, const std::vector<std::unique_ptr<Worker>>& workers,
   }
 }
 
-TEST_P(LockTableRandomTest, MountsAgree) {
-  const auto seed = seed_of_run();
-  const auto [mounts, threads] = GetParam();
-  World world(mounts);
+/// `disturb`: runs beside the load until `stop`.
+void run_load(World& world, unsigned mounts, unsigned threads, std::uint64_t seed,
+              const std::function<void(const std::atomic<bool>& stop)>& disturb = {}) {
   std::vector<std::unique_ptr<Worker>> workers;
   for (unsigned i = 0; i < mounts * threads; ++i) {
     workers.push_back(std::make_unique<Worker>(world, i % mounts, seed + i));
@@ -189,6 +189,7 @@ TEST_P(LockTableRandomTest, MountsAgree) {
   std::atomic<bool> stop = false;
   std::vector<std::thread> running;
   for (auto& worker : workers) running.emplace_back([&] { worker->run(stop); });
+  if (disturb) running.emplace_back([&] { disturb(stop); });
   watch(world, workers, duration_of_run(), stop);
   for (auto& thread : running) thread.join();
   std::uint64_t operations = 0;
@@ -213,11 +214,43 @@ TEST_P(LockTableRandomTest, MountsAgree) {
     for (auto& page : world.truth.pages[i]) EXPECT_LE(page.done, page.written);
   }
   // Orderly ends bring everything to storage.
+  for (auto& table : world.tables) {
+    for (int i = 0; i < 1000 && table->session().state != "live"; ++i)
+      std::this_thread::sleep_for(10ms);
+    EXPECT_EQ(table->session().forfeited, 0u);
+  }
   world.tables.clear();
   for (std::size_t i = 0; i < kInodes; ++i) {
     for (auto& page : world.truth.pages[i]) EXPECT_EQ(page.stored, page.written);
     EXPECT_EQ(world.truth.sizes[i].stored, world.truth.sizes[i].written);
   }
+}
+
+TEST_P(LockTableRandomTest, MountsAgree) {
+  const auto seed = seed_of_run();
+  const auto [mounts, threads] = GetParam();
+  World world(mounts);
+  run_load(world, mounts, threads, seed);
+}
+
+/// Nobody loses a byte, nor a lock, whenever lockd ends.
+TEST_P(LockTableRandomTest, MountsAgreeOverRestartsOfLockd) {
+  const auto seed = seed_of_run();
+  const auto [mounts, threads] = GetParam();
+  World world(mounts, 1000, 2000);
+  unsigned restarts = 0;
+  run_load(world, mounts, threads, seed, [&](const std::atomic<bool>& stop) {
+    std::mt19937_64 random(seed);
+    while (!stop) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(random() % 600));
+      world.cluster.stop();
+      std::this_thread::sleep_for(std::chrono::milliseconds(random() % 300));
+      world.cluster.start();
+      ++restarts;
+    }
+  });
+  EXPECT_GT(restarts, 2u);
+  EXPECT_EQ(world.cluster.fenced(), 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Loads, LockTableRandomTest,
