@@ -225,10 +225,7 @@ std::uint32_t Daemon::requests(const Session& session) const {
 void Daemon::message(ConnectionId connection, std::span<const std::byte> bytes) {
   const auto* session = sessions_.find_connection(connection);
   if (session == nullptr || !session->joined()) return;
-  if (session->control != connection) {
-    ++counters_.malformed;
-    return lose(session->id, "it sent a message on a lane", Loss::other);
-  }
+  if (session->control != connection) return close_lane(connection, *session);
   df_msg message;
   const int check = df_msg_read(bytes.data(), static_cast<df_u32>(bytes.size()), &message);
   if (check != DF_CHECK_OK || df_msg_from_client(message.head.type) == 0) {
@@ -242,6 +239,15 @@ void Daemon::message(ConnectionId connection, std::span<const std::byte> bytes) 
   ++counters_.received[message.head.type];
   dispatch(*session, message);
   finish_drops();
+}
+
+/// Whoever opened it named the session by its number alone: the session is not made to pay for it.
+void Daemon::close_lane(ConnectionId lane, const Session& session) {
+  spdlog::warn("a lane of session {:#x} ({}) is closed: it brought a message", session.id,
+               session.name);
+  ++counters_.malformed;
+  (void)sessions_.connection_ended(lane);
+  actions_.close(lane);
 }
 
 void Daemon::bye(const Session& session) {

@@ -220,6 +220,7 @@ class Daemon {
   void file_test(const Session& session, const df_msg_file& file);
   void reply_file(const Session& session, std::uint64_t key, std::uint64_t seq, int error);
   void answer_waits(const std::vector<FileLockAnswer>& answers);
+  void close_lane(ConnectionId lane, const Session& session);
   void bye(const Session& session);
   bool defer_in_grace(const Session& session, const df_msg& message);
   void send(const Session& session, const df_msg& message);

@@ -194,18 +194,24 @@ TEST_F(DaemonTest, RuleBreakersAloneAreLost) {
   EXPECT_EQ(file_reply(2).error, 0);
 }
 
-TEST_F(DaemonTest, AMessageForClientsOrOnALaneLosesTheSession) {
+TEST_F(DaemonTest, AMessageForClientsLosesTheSession) {
   const auto first = join(1);
   df_msg grant;
   df_msg_init(&grant, DF_MSG_REVOKE, 0, 1 << 24, 1);
   grant.revoke.wanted = DF_X;
   send(1, grant);
-  const auto second = join(2);
-  greet(12, hello(DF_ROLE_LANE, second));
+  EXPECT_THAT(shell_.to_fence, ElementsAre(first));
+}
+
+TEST_F(DaemonTest, AMessageOnALaneLosesTheLaneAlone) {
+  const auto session = join(1);
+  greet(12, hello(DF_ROLE_LANE, session));
   df_msg bye;
   df_msg_init(&bye, DF_MSG_BYE, 0, 0, 0);
   send(12, bye);
-  EXPECT_THAT(shell_.to_fence, ElementsAre(first, second));
+  EXPECT_THAT(shell_.closed, ElementsAre(12));
+  EXPECT_THAT(shell_.to_fence, IsEmpty());
+  EXPECT_TRUE(daemon_->sessions().find(session)->lanes.empty());
 }
 
 TEST_F(DaemonTest, AFloodOfRequestsLosesTheSession) {

@@ -1,43 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 // Clients that lie, beside clients that keep the rules. Whatever the liars say, in whatever order, the daemon does not crash, keeps
 // its limits, and the honest ones notice nothing but delay: their sessions stay, their locks stand in the words and exclude one
-// another, their file locks hold, and when the liars are gone everything that they asked for is granted.
+// another, their file locks hold, and when the liars are gone everything that they asked for is granted. Through lockd's restart
+// as well, with liars among those that come back.
 //
-// Liars speak: hellos of any role and session, lanes of others' sessions, every message that a client may send with any slot, key
+// Liars speak: hellos of any role and session, lanes and sessions of others, every message that a client may send with any slot, key
 // and mode, answers with the right number and any content, raw bytes. Their one-sided operations are lawful (they take what is
 // free and give back what they have): what a scribbler can do no lockd can prevent (docs/trust.md). For the same reason a lie
 // about a shared mode held (Ask.held), which is worth exactly one FAA, is told only in inputs whose first byte is odd, and the
-// words are not checked there.
+// honest ones' luck is not checked there.
 //
-// Input: the first byte as told; then steps, each a byte that says what, a byte that says who, and its data.
+// Environment: DISTFUSE_FUZZ_LOG: the daemon logs.
+// Input: the first byte: bit 0 as told, bit 1 no leases; then steps, each a byte that says what, a byte that says who, and its data.
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <span>
 
-#include "lockd/testing/honest_client.h"
+#include "lockd/testing/lockd_world.h"
 #include "spdlog/spdlog.h"
 
 namespace {
 
 using namespace distfuse::lockd;
-using testing::ArrayShell;
-using testing::HonestClient;
+using testing::LockdWorld;
 
-constexpr df_table kTable{2, 4, DF_NODE_LOCKD};
-constexpr std::size_t kHonest = 3;
-constexpr std::size_t kKeys = 3;
 constexpr std::size_t kHostile = 3;  ///< Connections at once.
-constexpr std::uint64_t kFileInode = 77;
-
-void check(bool good, int line = __builtin_LINE()) {
-  if (good) return;
-  std::fprintf(stderr, "fuzz_hostile_client.cc:%d: what must hold does not\n", line);
-  std::abort();
-}
 
 class Input {
  public:
@@ -61,8 +51,7 @@ class Input {
 
 struct Liar {
   ConnectionId connection = 0;
-  SessionId session = 0;  ///< 0: not accepted, or a lane.
-  std::uint32_t node = 0;
+  std::uint32_t node = 0;  ///< 0: a lane.
   std::size_t undrained = 0;
   std::vector<df_msg> questions;  ///< Revoke, Freeze, Glimpse; the latest.
   struct Slot {
@@ -75,186 +64,55 @@ struct Liar {
 
 class Run {
  public:
-  explicit Run(bool lies_about_shared) : lies_about_shared_(lies_about_shared) {
-    options_.table = kTable;
-    options_.limits.sessions = {.sessions = 8, .lanes = 2, .node_ids = 12};
-    options_.limits.asks = 4;
-    options_.limits.waiters = 12;
-    options_.limits.objects = 6;
-    options_.limits.file_locks = {.locks_per_session = 8, .locks_total = 24, .waiters_total = 6};
-    daemon_ = std::move(Daemon::create(options_, shell_)).value();
-    for (std::size_t i = 0; i < kKeys; ++i) keys_.push_back(df_key_inode(1 + i));
-    for (std::size_t i = 0; i < kHonest; ++i) join_honest();
-    lock_files();
-  }
+  explicit Run(std::uint8_t kind)
+      : lies_about_shared_((kind & 1) != 0),
+        world_({.leases = (kind & 2) == 0, .scribbled = lies_about_shared_}) {}
 
   void step(Input& input) {
     const auto what = input.byte();
     const auto who = input.byte();
     if (what % 16 < 8)
-      honest_step(honest_[who % kHonest], who / 16U % kKeys, what);
+      world_.honest_step(world_.honest()[who % LockdWorld::kHonest], who / 16U % LockdWorld::kKeys,
+                         what);
     else
-      hostile_step(what % 16, who, input);
+      hostile_step(what, who, input);
     distribute();
-    verify();
+    world_.verify();
   }
 
-  /// The liars go; then every honest wish is granted, and nothing is left in any word.
   void finish() {
     while (!liars_.empty()) {
-      daemon_->connection_ended(liars_.back().connection, "the end");
+      world_.daemon().connection_ended(liars_.back().connection, "the end", true);
       liars_.pop_back();
     }
-    fence_all();
     distribute();
-    settle();
-    if (!lies_about_shared_) {
-      for (auto& honest : honest_)
-        for (std::size_t i = 0; i < kKeys; ++i) check(!honest.waits(i));
-    }
-    sweep();
+    world_.finish();
   }
 
  private:
-  // ---- the honest
-
-  void join_honest() {
-    df_hello hello{};
-    hello.magic = DF_WIRE_MAGIC;
-    hello.version = DF_WIRE_VERSION;
-    hello.role = DF_ROLE_CONTROL;
-    const auto connection = next_connection_++;
-    const auto greeting = daemon_->hello(connection, std::as_bytes(std::span(&hello, 1)), "honest");
-    check(greeting.verdict == Daemon::Verdict::control);
-    honest_.emplace_back(shell_, connection, greeting.welcome, keys_);
-  }
-
-  /// Honest client i holds a write lock on bytes [100 i, 100 i + 99] of one file.
-  void lock_files() {
-    for (std::size_t i = 0; i < kHonest; ++i) {
-      df_msg lock;
-      df_msg_init(&lock, DF_MSG_FILE_LOCK, 0, df_key_inode(kFileInode), 1);
-      lock.file.owner = 1;
-      lock.file.start = 100 * i;
-      lock.file.end = 100 * i + 99;
-      lock.file.type = DF_FILE_WRITE;
-      deliver(honest_[i].control(), lock);
-    }
-    distribute();
-  }
-
-  void honest_step(HonestClient& honest, std::size_t lock, std::uint8_t what) {
-    static constexpr std::uint32_t kModes[] = {DF_S, DF_X, DF_X, DF_IX};
-    switch (what % 8) {
-      case 0:
-        return honest.act(lock, kModes[what >> 6], (what & 0x20) != 0);
-      case 1:
-        return (void)honest.step_chain(lock);
-      case 2:
-        return (void)hear_from(honest);
-      case 3:
-        return (void)honest.step_inbox();
-      case 4:
-        return (void)(honest.step_shed(lock) || honest.step_freeze());
-      case 5:
-        return shell_.run_chains(*daemon_, what / 16U + 1U);
-      case 6:
-        for (unsigned i = 0; i < what / 16U + 1U && turn(); ++i) {
-        }
+  void hostile_step(unsigned what, std::uint8_t who, Input& input) {
+    switch (what % 16) {
+      case 8:
+        return hello(input);
+      case 9:
+        if (what / 16 < 8) return world_.fence_one();
+        if (what / 16 < 14) return world_.pass_time(who);
+        if (world_.restart()) liars_.clear();
         return;
       default:
-        if (what >> 6 == 0) return honest.cancel(lock);
-        if (what >> 6 == 1) return honest.drop(lock);
-        return honest.glimpse(lock);
-    }
-  }
-
-  bool hear_from(HonestClient& honest) {
-    const auto message = honest.say();
-    if (message) deliver(honest.control(), *message);
-    return message.has_value();
-  }
-
-  /// Everything that has begun moves on by one step; nothing new begins.
-  bool turn() {
-    bool moved = !shell_.chains.empty();
-    shell_.run_chains(*daemon_, 1);
-    for (auto& honest : honest_) {
-      moved = hear_from(honest) || moved;
-      distribute();
-      moved = honest.step_inbox() || moved;
-      moved = honest.step_freeze() || moved;
-      for (std::size_t i = 0; i < kKeys; ++i) {
-        moved = honest.step_chain(i) || moved;
-        moved = honest.step_shed(i) || moved;
-      }
-    }
-    distribute();
-    return moved;
-  }
-
-  void rest() {
-    for (unsigned turns = 0; turn(); ++turns) check(turns < 20000);
-  }
-
-  /// Holders let go and those told BUSY ask again, until nobody waits.
-  void settle() {
-    for (unsigned round = 0; round < 200; ++round) {
-      rest();
-      bool waiting = false;
-      for (auto& honest : honest_) {
-        for (std::size_t i = 0; i < kKeys; ++i) {
-          if (honest.quiet(i)) continue;
-          waiting = waiting || honest.waits(i);
-          honest.let_go(i);
-        }
-      }
-      if (!waiting) break;
-    }
-    rest();
-  }
-
-  /// Each lock is had in X once, which puts right what the liars left, and dropped.
-  void sweep() {
-    if (lies_about_shared_) return;
-    for (std::size_t i = 0; i < kKeys; ++i) {
-      for (auto& honest : honest_) {
-        honest.let_go(i);
-        rest();
-        honest.act(i, DF_X, false);
-        settle();
-        check(!honest.waits(i));
-        for (auto& other : honest_) {
-          other.let_go(i);
-          other.drop(i);
-        }
-        rest();
-      }
-    }
-    const auto counters = daemon_->lock_counters();
-    check(counters.waiters == 0 && counters.objects == 0);
-    for (const auto& slot : shell_.slots)
-      for (const auto key : keys_) check(slot.key != key || slot.word == 0);
-  }
-
-  // ---- the liars
-
-  void hostile_step(unsigned what, std::uint8_t who, Input& input) {
-    if (what == 8) return hostile_hello(input);
-    if (what == 9) {
-      if (!shell_.to_fence.empty()) fence_one();
-      return;
+        break;
     }
     if (liars_.empty()) return;
     auto& liar = liars_[who % liars_.size()];
-    switch (what) {
+    switch (what % 16) {
       case 10:
-        daemon_->connection_ended(liar.connection, "it left");
+        world_.daemon().connection_ended(liar.connection, "it left", what / 16 % 2 == 0);
         liars_.erase(liars_.begin() + who % static_cast<std::ptrdiff_t>(liars_.size()));
         return;
       case 11:
         return raw(liar, input);
       case 12:
+        if (what / 16 == 0) ++world_.shell().lease_words[static_cast<NodeId>(liar.node)];
         return lawful(liar, input);
       case 13:
         return answer(liar, input);
@@ -263,50 +121,46 @@ class Run {
     }
   }
 
-  void hostile_hello(Input& input) {
+  void hello(Input& input) {
     if (liars_.size() >= kHostile) return;
-    df_hello hello{};
-    hello.magic = DF_WIRE_MAGIC;
-    hello.version = DF_WIRE_VERSION;
     const auto kind = input.byte();
-    hello.role = (kind & 1) == 0 ? DF_ROLE_CONTROL : DF_ROLE_LANE;
-    if ((kind & 6) == 2 && hello.role == DF_ROLE_CONTROL)
-      hello.session = honest_[kind / 8U % kHonest].session();
-    if ((kind & 6) == 4) hello.session = std::uint64_t{1} << 32 | ((kind >> 3) + 4);
+    auto hello = LockdWorld::hello_of((kind & 1) == 0 ? DF_ROLE_CONTROL : DF_ROLE_LANE, 0);
+    if ((kind & 6) == 2) hello.session = world_.honest()[kind / 8U % LockdWorld::kHonest].session();
+    if ((kind & 6) == 4 && !sessions_.empty())
+      hello.session = sessions_[kind / 8U % sessions_.size()];
     if ((kind & 6) == 6) input.fill(&hello, sizeof hello);
-    const auto connection = next_connection_++;
-    const auto greeting =
-        daemon_->hello(connection, std::as_bytes(std::span(&hello, 1)), "hostile");
-    using Verdict = Daemon::Verdict;
+    // A number is all that lockd asks for in grace (docs/trust.md).
+    if (hello.role == DF_ROLE_CONTROL && world_.awaited(hello.session)) return;
+    const auto connection = world_.next_connection();
+    const auto greeting = world_.hello(connection, hello, "hostile");
     if (greeting.verdict != Verdict::control && greeting.verdict != Verdict::lane) return;
-    if (kind == 0xf0) return daemon_->withdraw(connection);
+    if (kind == 0xf0) return world_.daemon().withdraw(connection);
     auto& liar = liars_.emplace_back();
     liar.connection = connection;
     if (greeting.verdict != Verdict::control) return;
-    liar.session = greeting.welcome.session;
     liar.node = greeting.welcome.node;
+    sessions_.push_back(greeting.welcome.session);
+    if (greeting.welcome.grace_ms != 0) world_.liar_in_grace();
   }
 
   void raw(Liar& liar, Input& input) {
     std::vector<std::byte> bytes(input.byte());
     input.fill(bytes.data(), bytes.size());
-    daemon_->message(liar.connection, bytes);
+    world_.daemon().message(liar.connection, bytes);
   }
 
   /// Takes a shared mode that is free, or X; or gives back what it has. Not while an Ask of its own for the slot stands.
   void lawful(Liar& liar, Input& input) {
-    const auto index = input.byte() % static_cast<std::uint32_t>(shell_.slots.size());
+    auto& slots = world_.shell().slots;
+    const auto index = input.byte() % static_cast<std::uint32_t>(slots.size());
     const auto mode = input.byte() % 4U + 1U;
     auto& mine = liar.slots[index];
-    auto& slot = shell_.slots[index];
-    if (liar.session == 0 || shell_.closed.contains(liar.connection) || mine.unknown ||
-        mine.asks != 0 || slot.key == 0)
-      return;
+    auto& slot = slots[index];
+    if (liar.node == 0 || mine.unknown || mine.asks != 0 || slot.key == 0) return;
     if (mine.mode != DF_NL) {
       slot.word -= df_unit(mine.mode, liar.node);
       mine.mode = DF_NL;
-    } else if ((mode == DF_X ? slot.word : slot.word & ~DF_CONTENDED) == 0 ||
-               (mode != DF_X && df_word_admits(slot.word, mode) != 0)) {
+    } else if (mode == DF_X ? slot.word == 0 : df_word_admits(slot.word, mode) != 0) {
       slot.hints[liar.node % DF_HINTS] = 1;
       slot.word += df_unit(mode, liar.node);
       mine.mode = mode;
@@ -316,7 +170,7 @@ class Run {
   /// To what lockd asked: the right number, any content.
   void answer(Liar& liar, Input& input) {
     if (liar.questions.empty()) return;
-    const auto& question = liar.questions[input.byte() % liar.questions.size()].head;
+    const auto question = liar.questions[input.byte() % liar.questions.size()].head;
     const auto content = input.byte();
     const std::uint32_t type = question.type == DF_MSG_REVOKE    ? DF_MSG_RELEASED
                                : question.type == DF_MSG_GLIMPSE ? DF_MSG_GLIMPSED
@@ -349,7 +203,7 @@ class Run {
     } else if (message.head.length == sizeof(df_msg_released)) {
       message.bytes[sizeof message.head] = first % 6;
     } else if (message.head.length == sizeof(df_msg_file)) {
-      message.head.key = df_key_inode((key & 1) != 0 ? kFileInode : 1 + key % 5);
+      message.head.key = df_key_inode((key & 1) != 0 ? LockdWorld::kFileInode : 1 + key % 5);
       message.file.owner = first % 3;
       message.file.start = input.byte();
       message.file.end = (key & 2) != 0 ? ~0ULL : message.file.start + input.byte();
@@ -360,56 +214,36 @@ class Run {
     say(liar, message);
   }
 
-  std::uint64_t key_of(std::uint32_t slot, std::uint8_t choice) const {
-    if (choice < 128 && slot < shell_.slots.size()) return shell_.slots[slot].key;
+  std::uint64_t key_of(std::uint32_t slot, std::uint8_t choice) {
+    const auto& slots = world_.shell().slots;
+    if (choice < 128 && slot < slots.size()) return slots[slot].key;
     return df_key_inode(1 + choice % 30);
   }
 
   /// Keeps the books on what the word has of the liar, then delivers.
   void say(Liar& liar, const df_msg& message) {
-    const auto slot = message.head.slot;
-    auto& mine = liar.slots[slot];
+    auto& mine = liar.slots[message.head.slot];
     if (message.head.type == DF_MSG_ASK) ++mine.asks;
     if ((message.head.type == DF_MSG_STATE && message.state.held != mine.mode) ||
         (message.head.type == DF_MSG_RELEASED && message.released.kept != mine.mode))
       mine.unknown = true;
-    deliver(liar.connection, message);
-  }
-
-  void deliver(ConnectionId connection, const df_msg& message) {
-    daemon_->message(connection, std::as_bytes(std::span(message.bytes, message.head.length)));
-  }
-
-  // ---- what lockd does
-
-  void fence_one() {
-    const auto session = shell_.to_fence.front();
-    shell_.to_fence.erase(shell_.to_fence.begin());
-    daemon_->fenced(session);
-  }
-
-  void fence_all() {
-    while (!shell_.to_fence.empty()) fence_one();
+    world_.deliver(liar.connection, message);
   }
 
   void distribute() {
-    while (!shell_.sent.empty()) {
-      const auto sent = std::exchange(shell_.sent, {});
-      for (const auto& [connection, message] : sent) hand_over(connection, message);
-    }
-    std::erase_if(liars_,
-                  [&](const Liar& liar) { return shell_.closed.contains(liar.connection); });
+    world_.distribute(
+        [&](ConnectionId connection, const df_msg& message) { hear(connection, message); });
+    std::erase_if(
+        liars_, [&](const Liar& liar) { return world_.shell().closed.contains(liar.connection); });
   }
 
-  void hand_over(ConnectionId connection, const df_msg& message) {
-    for (auto& honest : honest_)
-      if (honest.control() == connection) honest.hear(message);
+  void hear(ConnectionId connection, const df_msg& message) {
     for (auto& liar : liars_) {
       if (liar.connection != connection) continue;
       note(liar, message);
       // As the service does: who does not drain is lost.
-      if (++liar.undrained > options_.limits.outgoing())
-        daemon_->lose_connection(connection, "it does not drain");
+      if (++liar.undrained > world_.limits().outgoing())
+        world_.daemon().lose_connection(connection, "it does not drain");
       return;
     }
   }
@@ -426,73 +260,18 @@ class Run {
     }
   }
 
-  // ---- what must hold
-
-  void verify() const {
-    const auto counters = daemon_->lock_counters();
-    check(counters.waiters <= options_.limits.waiters);
-    check(counters.objects <= options_.limits.objects);
-    check(daemon_->file_locks().counts().locks <= 24);
-    for (const auto& [id, session] : daemon_->sessions().all())
-      check(daemon_->requests(session) <= options_.limits.asks);
-    for (std::size_t i = 0; i < kHonest; ++i) verify_session(i);
-    if (lies_about_shared_) return;
-    for (std::size_t key = 0; key < kKeys; ++key) verify_key(key);
-  }
-
-  void verify_session(std::size_t i) const {
-    const auto& honest = honest_[i];
-    if (lies_about_shared_) return;
-    const auto* session = daemon_->sessions().find(honest.session());
-    check(session != nullptr && session->state == SessionState::live &&
-          session->control == honest.control());
-    FileLockRequest request;
-    request.space = {kFileInode, false};
-    request.owner = {1, 99};  // Nobody.
-    request.start = 100 * i;
-    request.end = 100 * i + 99;
-    const auto conflict = daemon_->file_locks().test(request);
-    check(conflict && conflict->owner.session == honest.session() &&
-          conflict->start == request.start && conflict->end == request.end);
-  }
-
-  void verify_key(std::size_t key) const {
-    std::map<std::uint32_t, df_slot> needed;
-    for (const auto& a : honest_) {
-      const auto held = a.holds(key);
-      if (held.mode == DF_NL) continue;
-      const auto& slot = shell_.slots[held.slot];
-      check(slot.key == keys_[key]);
-      if (held.mode == DF_X) check(df_word_owner(slot.word) == a.node());
-      needed[held.slot].word += df_unit(held.mode, a.node());
-      for (const auto& b : honest_)
-        check(&a == &b || df_compatible(held.mode, b.effective(key)) != 0);
-    }
-    check(needed.size() <= 1);  // One key, one slot.
-    for (const auto& [index, sum] : needed) {
-      const auto word = shell_.slots[index].word;
-      check(df_word_is(word) >= df_word_is(sum.word));
-      check(df_word_ix(word) >= df_word_ix(sum.word));
-      check(df_word_s(word) >= df_word_s(sum.word));
-    }
-  }
-
   const bool lies_about_shared_;
-  DaemonOptions options_;
-  ArrayShell shell_{kTable};
-  std::unique_ptr<Daemon> daemon_;
-  std::vector<std::uint64_t> keys_;
-  std::deque<HonestClient> honest_;
+  LockdWorld world_;
   std::vector<Liar> liars_;
-  ConnectionId next_connection_ = 1;
+  std::vector<SessionId> sessions_;  ///< That liars had.
 };
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  spdlog::set_level(spdlog::level::off);
+  if (std::getenv("DISTFUSE_FUZZ_LOG") == nullptr) spdlog::set_level(spdlog::level::off);
   Input input({data, size});
-  Run run((input.byte() & 1) != 0);
+  Run run(input.byte());
   while (input.more()) run.step(input);
   run.finish();
   return 0;

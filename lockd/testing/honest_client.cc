@@ -36,6 +36,7 @@ bool HonestClient::quiet(std::size_t lock) const {
 
 HonestClient::Holds HonestClient::holds(std::size_t lock) const {
   const auto& core = locks_[lock].core;
+  if (phase_ == Phase::away || locks_[lock].again != Again::no) return {};
   if (core.asked != 0 && core.held != DF_NL) return {};  // A grant may have replaced it already.
   if (core.chain == DF_CHAIN_TAKE || core.chain == DF_CHAIN_UNDO) return {};
   const bool given_up = core.chain == DF_CHAIN_RELEASE && locks_[lock].chain->done;
@@ -149,6 +150,13 @@ void HonestClient::output(Lock& lock, const df_out& out) {
 
 void HonestClient::wake(Lock& lock, std::uint32_t wake) {
   require((wake & DF_WAKE_LOST) == 0);
+  if (lock.again != Again::no) {
+    require((wake & DF_WAKE_GRANTED) == 0);
+    forfeited_ += (wake & DF_WAKE_FORFEITED) != 0 ? 1 : 0;
+    if ((wake & DF_WAKE_BUSY) != 0) lock.again = Again::busy;
+    if ((wake & (DF_WAKE_REASSERTED | DF_WAKE_FORFEITED)) != 0) lock.again = Again::no;
+    return;
+  }
   if (lock.thread != Thread::waiting && lock.thread != Thread::trying) return;
   if ((wake & DF_WAKE_GRANTED) != 0 && df_lock_pin_granted(&lock.core, lock.mode) == DF_PIN_OK) {
     lock.thread = Thread::holding;
@@ -224,6 +232,9 @@ bool HonestClient::step_inbox() {
       frozen_.insert(message.head.slot);
       freezes_.push_back(message);
       return true;
+    case DF_MSG_RESUME:
+      resume();
+      return true;
     case DF_MSG_THAW:
       thaw(message.head.slot);
       return true;
@@ -267,6 +278,65 @@ bool HonestClient::step_freeze() {
     return true;
   }
   return false;
+}
+
+// ---- lockd's restart
+
+void HonestClient::detach() {
+  phase_ = Phase::away;
+  inbox_.clear();
+  outbox_.clear();
+  frozen_.clear();
+  freezes_.clear();
+  glimpses_ = 0;
+  for (auto& lock : locks_) {
+    lock.chain.reset();
+    lock.parked = false;
+    lock.gate_slot = DF_NO_SLOT;
+    lock.again = Again::no;
+    df_lock_detach(&lock.core);
+  }
+}
+
+void HonestClient::rejoin(ConnectionId control, const df_welcome& welcome) {
+  require(welcome.session == session_ && welcome.node == table_.node && welcome.grace_ms != 0);
+  control_ = control;
+  phase_ = Phase::reasserting;
+  for (auto& lock : locks_) reassert(lock);
+}
+
+void HonestClient::reassert(Lock& lock) {
+  df_out out;
+  lock.again = Again::under_way;
+  if (df_lock_reassert(&lock.core, &out) == 0)
+    lock.again = Again::no;
+  else
+    output(lock, out);
+}
+
+bool HonestClient::step_reassert() {
+  if (phase_ != Phase::reasserting) return false;
+  bool all = true;
+  for (auto& lock : locks_) {
+    if (lock.again == Again::busy) reassert(lock);
+    all = all && lock.again == Again::no;
+  }
+  if (!all) return false;
+  phase_ = Phase::reclaimed;
+  df_msg message;
+  df_msg_init(&message, DF_MSG_RECLAIMED, 0, 0, 0);
+  send(message);
+  return true;
+}
+
+void HonestClient::resume() {
+  require(phase_ == Phase::reclaimed);
+  phase_ = Phase::live;
+  for (auto& lock : locks_) {
+    df_out out;
+    df_lock_resume(&lock.core, &out);
+    output(lock, out);
+  }
 }
 
 }  // namespace distfuse::lockd::testing

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A client that keeps the rules, over an ArrayShell's table: the real client core, a lock a key and one application thread a lock.
-// Each call moves one thing that could happen next; what it says to lockd and hears from it waits in queues.
+// Each call moves one thing that could happen next; what it says to lockd and hears from it waits in queues. It outlives lockd: it
+// comes back to the next one, takes what it holds again, and goes on with Resume.
 //
 // Serialised by: the caller. A client that would break a rule of its own, or is told what it cannot believe, aborts.
 #pragma once
@@ -30,7 +31,18 @@ class HonestClient {
   [[nodiscard]] bool waits(std::size_t lock) const;
   [[nodiscard]] bool quiet(std::size_t lock) const;
 
-  /// What the word must show for this lock: mode and slot; nothing while an upgrade is being granted.
+  /// Connected, and not waiting for Resume.
+  [[nodiscard]] bool live() const { return phase_ == Phase::live; }
+  [[nodiscard]] bool away() const { return phase_ == Phase::away; }
+  /// Has not said Reclaimed yet.
+  [[nodiscard]] bool coming_back() const {
+    return phase_ == Phase::away || phase_ == Phase::reasserting ||
+           (phase_ == Phase::reclaimed && !outbox_.empty());
+  }
+  /// Locks that it could not have again after a restart of lockd.
+  [[nodiscard]] unsigned forfeited() const { return forfeited_; }
+
+  /// What the word must show for this lock: mode and slot; nothing while an upgrade is being granted or it is taken again.
   struct Holds {
     std::uint32_t mode = DF_NL;
     std::uint32_t slot = DF_NO_SLOT;
@@ -57,7 +69,16 @@ class HonestClient {
   bool step_inbox();
   bool step_freeze();
 
+  /// lockd is gone: nothing that is in flight will be answered.
+  void detach();
+  /// In grace: begins to take again what it holds.
+  void rejoin(ConnectionId control, const df_welcome& welcome);
+  /// Goes on with that; says Reclaimed when all is there.
+  bool step_reassert();
+
  private:
+  enum class Phase : std::uint8_t { live, away, reasserting, reclaimed };
+  enum class Again : std::uint8_t { no, under_way, busy };
   enum class Thread : std::uint8_t { idle, waiting, trying, retry, holding };
   struct Chain {
     df_chain chain{};
@@ -72,6 +93,7 @@ class HonestClient {
     bool shedding = false;
     std::uint32_t keep = DF_NL;
     std::uint32_t gate_slot = DF_NO_SLOT;  ///< The stay inside the slot's gate.
+    Again again = Again::no;               ///< Being taken again in a new table.
     Thread thread = Thread::idle;
     std::uint32_t mode = DF_NL;
   };
@@ -79,6 +101,8 @@ class HonestClient {
   void output(Lock& lock, const df_out& out);
   void wake(Lock& lock, std::uint32_t wake);
   void want(Lock& lock);
+  void reassert(Lock& lock);
+  void resume();
   void thaw(std::uint32_t slot);
   Lock* find(std::uint64_t key);
 
@@ -92,6 +116,8 @@ class HonestClient {
   std::set<std::uint32_t> frozen_;
   std::deque<df_msg> freezes_;  ///< Not answered yet.
   std::uint64_t glimpses_ = 0;
+  Phase phase_ = Phase::live;
+  unsigned forfeited_ = 0;
 };
 
 }  // namespace distfuse::lockd::testing
