@@ -10,6 +10,7 @@
 
 #include "client/locks/lock_table.h"
 #include "rdma/lock/client.h"
+#include "rdma/lock/hold.h"
 
 namespace distfuse::client {
 
@@ -78,6 +79,9 @@ struct Lock : std::enable_shared_from_this<Lock> {
       0;  ///< Raised whenever something was given up: what was published before is of an older hold.
   bool page_io =
       false;  ///< Page I/O was admitted under this hold: the kernel may have pages that we vouch for.
+  df_hold hold{};
+  std::vector<df_msg>
+      held_back;  ///< Revokes that wait for the hold time; ≤ what lockd has unanswered for a slot.
   std::uint64_t hits = 0;
   bool credit = false;    ///< Counted among the requests that lockd allows to be unanswered.
   bool counted = false;   ///< Counted as held.

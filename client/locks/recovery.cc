@@ -98,6 +98,7 @@ void Table::session_detach(std::uint32_t epoch) {
     const std::lock_guard guard(lock->mutex);
     if (lock->epoch == epoch) continue;
     lock->epoch = epoch;
+    lock->held_back.clear();
     df_lock_detach(&lock->core);
     settle(*lock);
     lock->changed.notify_all();
@@ -180,6 +181,7 @@ void Table::session_lost(const std::string& reason) {
     df_out out;
     Due due;
     ++lock->holds;
+    lock->held_back.clear();
     lock->shed.active = false;
     df_lock_session_lost(&lock->core, &out);
     (void)perform(*lock, out, due);  // Only wakes.

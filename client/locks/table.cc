@@ -8,6 +8,7 @@
 #include <charconv>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 namespace distfuse::client {
 
@@ -92,6 +93,7 @@ Status Table::open() {
       SessionKeeper::Options{options_.lockd, *hello, options_.connect_timeout, options_.give_up},
       *this);
   revokers_ = std::make_unique<Revokers>(options_.revokers, [this](RevokerJob& job) { work(job); });
+  holds_ = std::make_unique<HoldTimer>([this](Lock& lock) { hold_ended(lock); });
   DISTFUSE_TRY(keeper_->begin(*link->control));
   link->start();
   return {};
@@ -117,6 +119,7 @@ Table::~Table() {
     link->close();
     link.reset();
   }
+  if (holds_ != nullptr) holds_->stop();
   if (reasserter_.joinable()) reasserter_.join();
   if (sweeper_.joinable()) sweeper_.join();
   if (revokers_ != nullptr) revokers_->stop();
@@ -188,6 +191,40 @@ LockRef Table::lock_of_key(df_u64 key) {
 /// With the lock's mutex.
 bool Table::feed(Link& link, Lock& lock, const df_msg& message, const df_value* publish) {
   if (lock.epoch != link.epoch) return true;  // Of a table that is gone.
+  if (message.head.type == DF_MSG_REVOKE && hold_back(lock, message)) return true;
+  return feed_now(lock, message, publish);
+}
+
+/// With the lock's mutex. Whether the Revoke is kept for later.
+bool Table::hold_back(Lock& lock, const df_msg& message) {
+  if (lock.held_back.empty()) {
+    if (lock.core.held == DF_NL || lock.core.gate != DF_GATE_OPEN) return false;
+    const std::uint64_t now = now_us();
+    const std::uint64_t at = df_hold_revoked(&lock.hold, now);
+    if (at <= now) return false;
+    holds_->set(lock.shared_from_this(), at);
+  }
+  lock.held_back.push_back(message);
+  return true;
+}
+
+/// With the lock's mutex: the hold time is up, or the lock is given up anyway. false: lockd sent what has no place.
+bool Table::hand_over(Lock& lock) {
+  for (const auto& message : std::exchange(lock.held_back, {})) {
+    if (!feed_now(lock, message, nullptr)) return false;
+  }
+  return true;
+}
+
+void Table::hold_ended(Lock& lock) {
+  const std::lock_guard guard(lock.mutex);
+  if (hand_over(lock)) return;
+  if (const LinkRef link = link_of(lock.epoch))
+    link->control->fail("lockd sent a Revoke that has no place here");
+}
+
+/// With the lock's mutex.
+bool Table::feed_now(Lock& lock, const df_msg& message, const df_value* publish) {
   df_out out;
   Due due;
   if (df_lock_message(&lock.core, &message, publish, &out) != 0) return false;

@@ -42,6 +42,7 @@
 
 #include "client/locks/credits.h"
 #include "client/locks/granted.h"
+#include "client/locks/hold_timer.h"
 #include "client/locks/link.h"
 #include "client/locks/lock_map.h"
 #include "client/locks/revokers.h"
@@ -101,6 +102,10 @@ class Table final : public LockTable, public LinkUser, public SessionUser {
   LockRef lock_of_key(df_u64 key);
   bool deliver(Link& link, const df_msg& message);
   bool feed(Link& link, Lock& lock, const df_msg& message, const df_value* publish);
+  bool feed_now(Lock& lock, const df_msg& message, const df_value* publish);
+  bool hold_back(Lock& lock, const df_msg& message);
+  bool hand_over(Lock& lock);
+  void hold_ended(Lock& lock);
 
   // SessionUser, and what follows from it (recovery.cc).
   void session_suspect() override;
@@ -214,6 +219,7 @@ class Table final : public LockTable, public LinkUser, public SessionUser {
   std::unique_ptr<Credits> wait_credits_;  ///< For file locks that wait.
   std::unique_ptr<Credits> call_credits_;  ///< For what lockd answers soon.
   std::unique_ptr<Revokers> revokers_;
+  std::unique_ptr<HoldTimer> holds_;
 
   std::thread reasserter_;                    ///< Of the keeper's thread.
   std::atomic<std::size_t> to_reassert_ = 0;  ///< Begun and not had yet, in this epoch.

@@ -33,6 +33,7 @@ void Table::wake(Lock& lock, unsigned bits) {
     busy_.push_back(lock.shared_from_this());
     bits &= ~unsigned{DF_WAKE_BUSY};
   }
+  if ((bits & DF_WAKE_GRANTED) != 0) df_hold_granted(&lock.hold, now_us());
   // A lock that is forfeited by its resume counted already, or was never begun: nobody looks at the count any more then.
   if ((bits & (DF_WAKE_REASSERTED | DF_WAKE_FORFEITED)) != 0 && to_reassert_ != 0) --to_reassert_;
   std::erase_if(lock.waiters, [&](Waiter* waiter) {
@@ -99,6 +100,7 @@ void Table::begin_shed(Lock& lock, Mode keep) {
   lock.shed.active = true;
   lock.shed.queued = true;
   lock.shed.keep = keep;
+  if (lock.core.revoke_seq != 0) df_hold_shed(&lock.hold, now_us());
   lock.shed.pages = lock.page_io && lock.core.held == DF_S;
   counts_.revokes.fetch_add(1, std::memory_order_relaxed);
   revokers_->push({RevokerJob::Kind::shed, lock.shared_from_this(), nullptr});

@@ -45,6 +45,7 @@ bool Table::may_join(const Lock& lock, const Waiter& waiter) {
 /// A pin was counted by the core: what the shell remembers of it.
 void Table::admit(Lock& lock, const Waiter& waiter) {
   lock.recent = true;
+  df_hold_used(&lock.hold);
   if (waiter.page_io != nullptr) lock.page_io = true;
 }
 
@@ -150,6 +151,7 @@ void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
     case DF_WANT_LOST:
       return;
     default:
+      df_hold_wanted(&lock.hold, now_us());
       break;
   }
   if (!perform(lock, out, due)) return;
@@ -157,6 +159,9 @@ void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
   run(lock, due);
   guard.lock();
 }
+
+/// The session's machine gives up first, and tells better what happened.
+constexpr milliseconds kGiveUpLate{1000};
 
 /// Locks may not be used now: what was granted meanwhile is given back, for it may be revoked. May give the mutex up for a while.
 void Table::wait_for_trust(Lock& lock, Guard& guard, Waiter& waiter) {
@@ -184,7 +189,7 @@ Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
     const bool parked = may_join(lock, waiter);
     if (!trusted) {
       wait_for_trust(lock, guard, waiter);
-      if (Clock::now() - trusted_at > options_.give_up && lock.core.lost == 0) {
+      if (Clock::now() - trusted_at > options_.give_up + kGiveUpLate && lock.core.lost == 0) {
         give_back(lock, guard, waiter);
         return Error{EIO,
                      "no sign of lockd for " + std::to_string(options_.give_up.count()) + " ms"};
@@ -294,6 +299,7 @@ void Table::start_attempt(Attempt& attempt, Pin& pin) {
   if (!live_) return;
   df_out out;
   if (df_lock_want(&lock.core, to_core(waiter.mode), 1, &out) != DF_WANT_STARTED) return;
+  df_hold_wanted(&lock.hold, now_us());
   lock.waiters.push_back(&waiter);
   attempt.posting = perform(lock, out, attempt.due);
   if (attempt.posting) return;

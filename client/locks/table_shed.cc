@@ -139,6 +139,10 @@ bool Table::drop_step(Lock& lock, Guard& guard, Mode mode) {
   if (lock.core.held == DF_NL) return true;
   if (lock.core.gate == DF_GATE_OPEN) {
     if (df_covers(to_core(mode), lock.core.held) == 0) return true;
+    if (!lock.held_back.empty()) {
+      (void)hand_over(lock);  // What it says of lockd, the next message will say.
+      return false;
+    }
     df_out out;
     Due due;
     if (df_lock_drop(&lock.core, &out) == 0 && perform(lock, out, due)) {
