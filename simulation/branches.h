@@ -53,6 +53,9 @@ namespace distfuse::simulation {
   BRANCH(detached_in_flight, "a chain was in flight when lockd went")                   \
   BRANCH(lockd_lost_in_grace, "lockd died again in its grace period")                   \
   BRANCH(grace_timed_out, "a listed session did not come")                              \
+  BRANCH(file_lock_waited, "a file lock was waited for")                                \
+  BRANCH(file_lock_reclaimed, "a file lock survived lockd")                              \
+  BRANCH(file_lock_in_grace, "a file lock was refused in grace")                        \
   BRANCH(hello_in_grace, "a new session had to wait")                                   \
   BRANCH(forfeited, "a lock was not to be had again: a liar had it")                    \
   BRANCH(fence_waited, "a fence waited for a storaged that was away")                   \

@@ -168,6 +168,8 @@ void ClientNode::lock_message(Link& link, const df_msg& message) {
       link.glimpses -= link.glimpses != 0 ? 1 : 0;
       if (message.glimpse_reply.fresh != 0) world_.reached(Branch::glimpse_fresh);
       return;
+    case DF_MSG_FILE_REPLY:
+      return file_reply(link, message.file_reply);
     case DF_MSG_FREEZE:
       return freeze(link, message);
     case DF_MSG_THAW:

@@ -5,7 +5,7 @@
 // Cached pages are used only under a lock of this session while the session is trusted; dirty pages exist under X only, reach
 // storaged before the lock goes, and are durable after fsync. A lost session drops its pages; what was dirty is an error of
 // the file, once. Files: client_session.cc (sessions, connections), client_lock.cc (locks, freeze), client_pages.cc (pages, storage),
-// client_work.cc (applications).
+// client_work.cc (applications), client_files.cc (file locks).
 #pragma once
 
 #include <functional>
@@ -102,12 +102,20 @@ class ClientNode : public Process {
     Order writing = 0;  ///< On its way to storaged.
     Order flushed = 0;  ///< The last of ours that storaged answered.
   };
+  /// fcntl, all of the file, for writing; the owner is the mount.
+  struct FileLock {
+    enum State : std::uint8_t { free, asked, held, unlocking } state = free;
+    std::uint64_t request = 0;
+    bool reclaiming = false;
+    unsigned thread = 0;
+  };
   struct File {
     std::vector<Page> pages;
     std::map<unsigned, std::uint64_t> unsynced;      ///< storaged → boot that has our writes.
     std::map<unsigned, std::uint64_t> acknowledged;  ///< Writes, by storaged.
     std::vector<std::pair<unsigned, Order>>
         unreported;  ///< Written; neither synced nor an error yet.
+    FileLock lock;
     bool error = false;
     unsigned direct = 0;  ///< Uncached calls on their way.
     // The fsync under way.
@@ -115,7 +123,16 @@ class ClientNode : public Process {
     std::vector<std::pair<unsigned, Order>> covered;
     std::set<unsigned> syncing, synced;
   };
-  enum class Work : std::uint8_t { read, write, direct_read, direct_write, fsync, stat, sweep };
+  enum class Work : std::uint8_t {
+    read,
+    write,
+    direct_read,
+    direct_write,
+    fsync,
+    stat,
+    sweep,
+    file_lock
+  };
   struct Thread {
     enum State : std::uint8_t {
       idle,
@@ -124,7 +141,8 @@ class ClientNode : public Process {
       trying,
       retry,
       acting,
-      syncing
+      syncing,
+      filing
     } state = idle;
     Work work = Work::read;
     std::uint64_t operation = 0;
@@ -202,6 +220,15 @@ class ClientNode : public Process {
   [[nodiscard]] df_value value_of(unsigned key) const;
   void note_boot(unsigned key, unsigned storaged, std::uint64_t boot);
 
+  // client_files.cc
+  void file_lock(unsigned thread);
+  void file_unlock(unsigned thread);
+  void file_reply(Link& link, const df_msg_file_reply& reply);
+  void file_locked(unsigned key);
+  void detach_file_lock(unsigned key);
+  void reclaim_file_lock(Link& link, unsigned key);
+  void send_file(Link& link, unsigned key, df_u32 type, df_u8 flags);
+
   // client_work.cc
   void next(unsigned thread, Time pause);
   void choose(unsigned thread);
@@ -234,6 +261,7 @@ class ClientNode : public Process {
   std::vector<Storage> storage_;
   std::uint64_t next_request_ = 1;
   std::uint64_t next_glimpse_ = 1ULL << 40U;
+  std::uint64_t next_file_ = 1ULL << 41U;
 };
 
 }  // namespace distfuse::simulation

@@ -236,6 +236,7 @@ void ClientNode::perform(Link& link, const df_session_out& out) {
       lock.unpublished = lock.changed;
       check_cover(key);
       lock.known = lock.seen = false;  // Versions begin anew.
+      detach_file_lock(key);
     }
     link.frozen.clear();
     link.freezes.clear();
@@ -306,6 +307,7 @@ void ClientNode::lose(Link& link) {
   link.glimpses = 0;
   for (unsigned key = link.lockd; key < locks_.size(); key += world_.options.lockds) {
     lose_pages(key);
+    files_[key].lock = {};
     df_out out;
     df_lock_session_lost(&locks_[key].core, &out);
     locks_[key] = {};
@@ -344,6 +346,8 @@ void ClientNode::reassert(Link& link) {
     link.reasserts.insert(key);
     output(key, out);
   }
+  for (unsigned key = link.lockd; key < locks_.size(); key += world_.options.lockds)
+    reclaim_file_lock(link, key);
   link.reasserting = false;
   if (link.reasserts.empty()) reasserted(link, ~0U);
 }

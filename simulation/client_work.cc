@@ -38,6 +38,8 @@ void ClientNode::choose(unsigned i) {
     thread.work = Work::fsync;
   else if (dice < o.fsync_percent + o.stat_percent)
     thread.work = Work::stat;
+  else if (dice < o.fsync_percent + o.stat_percent + o.file_percent)
+    thread.work = Work::file_lock;
   else if (random.percent(o.direct_percent))
     thread.work = random.percent(o.write_percent) ? Work::direct_write : Work::direct_read;
   else
@@ -75,6 +77,7 @@ void ClientNode::attempt(unsigned i) {
   if (!trusted(l) || l.leaving || lock.core.lost != 0)
     return later(i, 500 + random.below(3000), &ClientNode::attempt);
   if (thread.work == Work::stat) return stat(i);
+  if (thread.work == Work::file_lock) return file_lock(i);
   if (df_lock_pin(&lock.core, thread.mode) == DF_PIN_OK) return pinned(i);
   if (random.once_in(3) && df_lock_pin_guest(&lock.core, thread.mode) == DF_PIN_OK) {
     world_.reached(Branch::guest_admitted);

@@ -137,8 +137,12 @@ void LockdNode::received(ConnectionId connection, const Packet& packet) {
     }
   if (forgotten(packet.lock)) return;
   tell_time();
+  const auto lost = daemon_->counters().lost;
+  const bool normal = daemon_->phase() == lockd::Daemon::Phase::normal;
   daemon_->message(connection,
                    std::as_bytes(std::span(packet.lock.bytes, packet.lock.head.length)));
+  if (normal && daemon_->counters().lost != lost && world_.options.liars == 0)
+    throw Violation(name() + " ends an honest session");
   if (packet.lock.head.type == DF_MSG_ASK && daemon_->waiters(packet.lock.head.slot).second > 2)
     world_.reached(Branch::waiters_queue_in_order);
   after_event();

@@ -115,6 +115,7 @@ Options Options::draw(std::uint64_t seed) {
   draw_times(o, random);
   draw_work(o, random);
   draw_faults(o, random);
+  o.file_percent = static_cast<unsigned>(random.percent(50) ? random.between(2, 25) : 0);
   return o;
 }
 
@@ -126,7 +127,8 @@ std::string Options::text() const {
       "  µs: busy {}, operations {}, hold {}, latency {}, disk {}, least hold {}, connection "
       "timeout {}\n"
       "  lease {} ms, give up {} ms, drift {} ppm, jumps {} ‰ of the lease\n"
-      "  work %: write {}, fsync {}, direct {}, try {}, stat {}, cancel {}, drop {}; keep pages "
+      "  work %: write {}, fsync {}, direct {}, try {}, stat {}, cancel {}, drop {}, file locks "
+      "{}; keep pages "
       "{}, writeback {}\n"
       "  a fault every {} µs, weights: kill client {}, stall client {}, cut {}, partition {}, kill "
       "lockd {}, "
@@ -136,8 +138,9 @@ std::string Options::text() const {
       storageds, lanes, buckets, overflow, objects, waiters, node_ids, busy, operations, hold,
       latency, disk, min_hold, connection_timeout, lease_ms, give_up_ms, drift_ppm, jump_permille,
       write_percent, fsync_percent, direct_percent, try_percent, stat_percent, cancel_percent,
-      drop_percent, keep_pages, writeback, fault_every, kill_client, stall_client, cut, partition,
-      kill_lockd, stall_lockd, kill_storaged, stall_storaged, jump, leave, power_percent, liars);
+      drop_percent, file_percent, keep_pages, writeback, fault_every, kill_client, stall_client,
+      cut, partition, kill_lockd, stall_lockd, kill_storaged, stall_storaged, jump, leave,
+      power_percent, liars);
 }
 
 }  // namespace distfuse::simulation

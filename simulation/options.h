@@ -61,6 +61,7 @@ struct Options {
   unsigned write_percent = 40;
   unsigned fsync_percent = 10;
   unsigned direct_percent = 0;  ///< Under IS and IX, nothing cached.
+  unsigned file_percent = 0;    ///< File locks (fcntl), held for a while.
   unsigned try_percent = 5;
   unsigned stat_percent = 5;
   unsigned cancel_percent = 3;
