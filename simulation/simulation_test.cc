@@ -41,7 +41,7 @@ TEST(Simulation, OptionsAreOfTheSeed) {
 
 TEST(Simulation, SeedsThatFoundSomethingOnce) {
   // A holder whose release was done in the word got STALE before its completion.
-  for (const std::uint64_t seed : {1103, 1684})
+  for (const std::uint64_t seed : {1684, 3543})
     EXPECT_NO_THROW((void)run_seed(seed)) << "scripts/simulate --seed " << seed;
 }
 
