@@ -136,6 +136,8 @@ void Cluster::up() {
   for (const std::string& mount : mounts_) command.insert(command.end(), {"--mount", mount});
   if (!fs::exists(root()))
     command.insert(command.end(), {"--storage", std::to_string(options_.storageds)});
+  if (options_.lease.count() != 0)
+    command.insert(command.end(), {"--lease", std::to_string(options_.lease.count()) + "ms"});
   const CommandResult result = run(command);
   up_ = result.exit_code == 0;
   if (!up_) ADD_FAILURE() << "distfuse up: exit " << result.exit_code << "\n" << result.output;
@@ -164,6 +166,25 @@ pid_t Cluster::pid(const std::string& daemon) const {
   }
   ADD_FAILURE() << "no daemon is named " << daemon;
   return -1;
+}
+
+std::string Cluster::session_states(const std::string& name) const {
+  std::string states;
+  const json all = status();
+  if (!all.contains("daemons")) return states;
+  for (const json& daemon : all["daemons"]) {
+    if (daemon["kind"] != "lockd" || !daemon["status"].is_object()) continue;
+    for (const json& session : daemon["status"]["sessions"])
+      if (session["name"] == name)
+        states += (states.empty() ? "" : " ") + session["state"].get<std::string>();
+  }
+  return states;
+}
+
+void Cluster::signal_daemon(const std::string& daemon, int signal) const {
+  const pid_t process = pid(daemon);
+  ASSERT_GT(process, 1);
+  ASSERT_EQ(kill(process, signal), 0) << daemon;
 }
 
 void Cluster::kill_daemon(const std::string& daemon) {

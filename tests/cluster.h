@@ -39,6 +39,7 @@ class TemporaryFolder {
 struct ClusterOptions {
   unsigned mounts = 2;
   unsigned storageds = 2;
+  std::chrono::milliseconds lease{0};  ///< 0: the default of `distfuse up`.
 };
 
 class Cluster {
@@ -62,9 +63,13 @@ class Cluster {
   void down();
   [[nodiscard]] nlohmann::json status() const;
   [[nodiscard]] pid_t pid(const std::string& daemon) const;
+  [[nodiscard]] std::chrono::milliseconds lease() const { return options_.lease; }
+  /// The states of the sessions that lockd knows by this name ("live", "fencing", ..), with a space between; empty: it knows none.
+  [[nodiscard]] std::string session_states(const std::string& name) const;
+  void signal_daemon(const std::string& daemon, int signal) const;
   /// kill -9, and waits until it is gone.
   void kill_daemon(const std::string& daemon);
-  /// Starts a storaged or lockd again with its old configuration; returns when it is ready.
+  /// Starts a storaged, lockd or a mount whose client is dead again with its old configuration; returns when it is ready.
   void restart_daemon(const std::string& daemon);
   /// Warnings and errors in a log that match this regular expression are expected.
   void expect_log(const std::string& regex) { expected_.push_back(regex); }

@@ -10,6 +10,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
@@ -115,13 +116,16 @@ Status make_folder(const std::string& path) {
   return {};
 }
 
+/// One that stands still keeps the others' answers waiting for no longer.
+constexpr std::chrono::milliseconds kStatusTimeout{1000};
+
 json status_of(const LocalCluster& local, const RunningDaemon& daemon) {
   json entry{{"name", daemon.name},
              {"kind", daemon.kind},
              {"pid", daemon.process.pid},
              {"alive", alive(daemon.process)}};
   if (!daemon.mountpoint.empty()) entry["mountpoint"] = daemon.mountpoint;
-  auto answer = admin_query(local.run_file(daemon.name, ".sock"), "status");
+  auto answer = admin_query(local.run_file(daemon.name, ".sock"), "status", kStatusTimeout);
   json status = answer ? json::parse(*answer, nullptr, false) : json();
   entry["status"] = status.is_discarded() ? json() : status;
   return entry;
@@ -213,8 +217,11 @@ Result<json> collect_status(const LocalCluster& local) {
   if (!cluster) return cluster.error();
   auto daemons = local.load_state();
   if (!daemons) return daemons.error();
+  std::vector<std::future<json>> answers;
+  for (const RunningDaemon& daemon : *daemons)
+    answers.push_back(std::async(std::launch::async, [&] { return status_of(local, daemon); }));
   json list = json::array();
-  for (const RunningDaemon& daemon : *daemons) list.push_back(status_of(local, daemon));
+  for (auto& answer : answers) list.push_back(answer.get());
   return json{{"cluster", cluster->id}, {"root", local.root}, {"daemons", list}};
 }
 

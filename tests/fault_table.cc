@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/fault_table.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <nlohmann/json.hpp>
+#include <thread>
+
+namespace distfuse::tests {
+
+using nlohmann::json;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+namespace {
+
+using Step = FaultStep;
+
+constexpr double kOverslept = 2.5;  ///< Leases that a daemon stands still.
+constexpr double kGrace = 1.2;      ///< Leases that lockd waits for those that do not come back.
+
+}  // namespace
+
+const std::vector<Fault>& fault_table() {
+  static const std::vector<Fault> table{
+      {.name = "client_killed",
+       .text = "kill -9 of the client of a mount",
+       .steps = {{Step::kill, "mount-0"}},
+       .hit = 0,
+       .told = Told::no_client,
+       .may_lose = true,
+       .waits = "the fence: milliseconds; its death is seen by its kernel"},
+      {.name = "client_stopped",
+       .text =
+           "the client of a mount stands still for longer than the lease (SIGSTOP), and goes on",
+       .steps = {{Step::stop, "mount-0"}, {Step::wait, "", kOverslept}, {Step::resume, "mount-0"}},
+       .hit = 0,
+       .told = Told::once,
+       .may_lose = true,
+       .leases = 1,
+       .waits = "1 lease and the fence"},
+      {.name = "client_paused",
+       .text = "the client of a mount stands still for less than its trust lasts (half a lease)",
+       .steps = {{Step::stop, "mount-0"}, {Step::wait, "", 0.5}, {Step::resume, "mount-0"}},
+       .away = true,
+       .waits = "until it goes on"},
+      {.name = "lockd_killed",
+       .text = "kill -9 of lockd, started again",
+       .steps = {{Step::kill, "lockd"}, {Step::wait, "", 0.2}, {Step::restart, "lockd"}},
+       .away = true,
+       .leases = kGrace,
+       .waits = "until lockd is back and every mount has re-asserted; 1.2 leases after its start "
+                "at most"},
+      {.name = "lockd_stopped",
+       .text = "lockd stands still for longer than the lease, and goes on",
+       .steps = {{Step::stop, "lockd"}, {Step::wait, "", kOverslept}, {Step::resume, "lockd"}},
+       .away = true,
+       .waits = "until it goes on"},
+      {.name = "meta_killed",
+       .text = "kill -9 of the storaged with role meta (and data), started again",
+       .steps = {{Step::kill, "storaged-0"}, {Step::wait, "", 0.2}, {Step::restart, "storaged-0"}},
+       .away = true,
+       .waits = "until it is back and lockd has told it who lives"},
+      {.name = "data_killed",
+       .text = "kill -9 of a storaged with role data, started again",
+       .steps = {{Step::kill, "storaged-1"}, {Step::wait, "", 0.2}, {Step::restart, "storaged-1"}},
+       .away = true,
+       .waits = "until it is back and lockd has told it who lives"},
+      {.name = "meta_stopped",
+       .text = "the storaged with role meta stands still for longer than the lease, and goes on",
+       .steps = {{Step::stop, "storaged-0"},
+                 {Step::wait, "", kOverslept},
+                 {Step::resume, "storaged-0"}},
+       .away = true,
+       .waits = "until it goes on"},
+      {.name = "data_stopped",
+       .text = "a storaged with role data stands still for longer than the lease, and goes on",
+       .steps = {{Step::stop, "storaged-1"},
+                 {Step::wait, "", kOverslept},
+                 {Step::resume, "storaged-1"}},
+       .away = true,
+       .waits = "until it goes on"},
+      {.name = "client_killed_while_lockd_is_away",
+       .text = "kill -9 of a client and of lockd; lockd is started again",
+       .steps = {{Step::kill, "lockd"},
+                 {Step::kill, "mount-0"},
+                 {Step::restart, "lockd"},
+                 {Step::seen, "mount-0", 0, "absent"}},
+       .hit = 0,
+       .told = Told::no_client,
+       .may_lose = true,
+       .away = true,
+       .leases = kGrace,
+       .waits = "until lockd is back, then 1.2 leases (grace: the dead one does not come) and the "
+                "fence"},
+      {.name = "client_killed_while_a_storaged_is_away",
+       .text = "kill -9 of a client while a storaged stands still; the storaged goes on",
+       .steps = {{Step::stop, "storaged-1"},
+                 {Step::kill, "mount-0"},
+                 {Step::seen, "mount-0", 0, "fencing"},
+                 {Step::wait, "", 0.5},
+                 {Step::resume, "storaged-1"}},
+       .hit = 0,
+       .told = Told::no_client,
+       .may_lose = true,
+       .away = true,
+       .waits = "until the storaged goes on: no lock of a lost client is given away before every "
+                "storaged refuses it"},
+      {.name = "lockd_killed_while_a_client_is_paused",
+       .text = "kill -9 of lockd, started again, while a client stands still; it goes on within "
+               "the grace period",
+       .steps = {{Step::stop, "mount-1"},
+                 {Step::kill, "lockd"},
+                 {Step::restart, "lockd"},
+                 {Step::seen, "mount-0", 0, "reclaiming"},
+                 {Step::resume, "mount-1"}},
+       .away = true,
+       .leases = kGrace,
+       .waits = "until the client goes on, 1.2 leases after lockd's start at most"},
+      {.name = "all_daemons_killed",
+       .text = "kill -9 of lockd and every storaged, all started again",
+       .steps = {{Step::kill, "storaged-1"},
+                 {Step::kill, "storaged-0"},
+                 {Step::kill, "lockd"},
+                 {Step::restart, "storaged-0"},
+                 {Step::restart, "storaged-1"},
+                 {Step::restart, "lockd"}},
+       .away = true,
+       .leases = kGrace,
+       .waits = "until all are back, as after a kill of lockd"},
+  };
+  return table;
+}
+
+std::string fault_table_markdown() {
+  static const char* const kTold[] = {
+      "nothing: its calls wait",
+      "EIO, once for each file written to: at fsync, close, or in a call under way; then "
+      "it goes on in a new session",
+      "ENOTCONN, until it is mounted again"};
+  std::string text =
+      "| fault | applications on that mount see | on the other mounts | what may be lost | a call "
+      "waits at most |\n"
+      "|---|---|---|---|---|\n";
+  for (const auto& fault : fault_table()) {
+    text += std::string("| ") + fault.text + " | ";
+    text += fault.hit < 0 ? "nothing: their calls wait" : kTold[static_cast<int>(fault.told)];
+    text += " | nothing: their calls wait | ";
+    text +=
+        fault.may_lose ? "what that mount wrote and no fsync or close has answered for" : "nothing";
+    text += std::string(" | ") + fault.waits + " |\n";
+  }
+  return text;
+}
+
+// ---- injection
+
+namespace {
+
+class Injection {
+ public:
+  Injection(Cluster& cluster, Load& load, const Fault& fault)
+      : cluster_(cluster), load_(load), fault_(fault) {}
+
+  milliseconds run() {
+    auto* hit = fault_.hit < 0 ? nullptr : &load_.state(static_cast<std::size_t>(fault_.hit));
+    if (fault_.may_lose) hit->may_lose = true;
+    if (fault_.told == Told::no_client) hit->unmounted = true;
+    load_.reset_waits();
+    const auto began = steady_clock::now();
+    for (const auto& step : fault_.steps) perform(step);
+    const auto away = std::chrono::duration_cast<milliseconds>(steady_clock::now() - began);
+    if (fault_.told == Told::no_client) {
+      cluster_.restart_daemon("mount-" + std::to_string(fault_.hit));
+      hit->unmounted = false;
+    }
+    return away;
+  }
+
+ private:
+  void perform(const Step& step) {
+    switch (step.what) {
+      case Step::kill:
+        return cluster_.kill_daemon(step.daemon);
+      case Step::stop:
+        return cluster_.signal_daemon(step.daemon, SIGSTOP);
+      case Step::resume:
+        return cluster_.signal_daemon(step.daemon, SIGCONT);
+      case Step::restart:
+        return cluster_.restart_daemon(step.daemon);
+      case Step::wait:
+        std::this_thread::sleep_for(milliseconds(
+            static_cast<int>(step.leases * static_cast<double>(cluster_.lease().count()))));
+        return;
+      case Step::seen:
+        return wait_for_state(step);
+    }
+  }
+
+  void wait_for_state(const Step& step) {
+    const auto deadline = steady_clock::now() + kSlack;
+    std::string states;
+    do {
+      states = cluster_.session_states(step.daemon);
+      if ((" " + states + " ").find(std::string(" ") + step.state + " ") != std::string::npos)
+        return;
+    } while (steady_clock::now() < deadline);
+    ADD_FAILURE() << fault_.name << ": status does not show " << step.daemon << " " << step.state
+                  << " but " << states;
+  }
+
+  Cluster& cluster_;
+  Load& load_;
+  const Fault& fault_;
+};
+
+}  // namespace
+
+milliseconds inject(Cluster& cluster, Load& load, const Fault& fault) {
+  return Injection(cluster, load, fault).run();
+}
+
+}  // namespace distfuse::tests

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// Each row of the fault table, under a write load with an oracle on three mounts.
+#include "tests/fault_table.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <regex>
+#include <sstream>
+#include <thread>
+
+namespace distfuse::tests {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds kLease{3000};
+
+constexpr const char* kExpectedInLogs =
+    "session|fence|lost|connection|lockd|storaged|retr|unreachable|mount|127\\.0\\.0\\.1|inode";
+
+/// A call that was under way, one after it; what is at the mount point while it is made anew.
+const auto kNoClient = testing::AnyOf(ECONNABORTED, ENOTCONN, ENOENT);
+
+class FaultTable : public testing::TestWithParam<Fault> {
+ protected:
+  void expect_waits(const Load& load, milliseconds away) {
+    const auto& fault = GetParam();
+    milliseconds most{kSlack +
+                      milliseconds(static_cast<int>(fault.leases * double(kLease.count())))};
+    if (fault.away) most += away;
+    for (const auto writer : others_) {
+      std::printf("writer %zu: longest call %ld ms\n", writer, long(load.longest(writer).count()));
+      EXPECT_LE(load.longest(writer), most) << "writer " << writer;
+    }
+  }
+
+  void expect_told(const Load& load) {
+    const auto& fault = GetParam();
+    for (const auto writer : others_)
+      EXPECT_EQ(load.errors(writer), 0U)
+          << "writer " << writer << ": " << load.describe_errors(writer);
+    if (fault.hit < 0) return;
+    const auto hit = static_cast<std::size_t>(fault.hit);
+    std::printf("the writer that was hit: %s\n", load.describe_errors(hit).c_str());
+    for (std::size_t op = 0; op < kLoadOps; ++op) {
+      if (load.errors(hit, static_cast<LoadOp>(op)) == 0) continue;
+      EXPECT_THAT(load.state(hit).last_errno[op].load(), fault.told == Told::once
+                                                             ? testing::Matcher<int>(EIO)
+                                                             : testing::Matcher<int>(kNoClient));
+    }
+    if (fault.told != Told::once) return;
+    // One of each file at most, and one call that was under way.
+    EXPECT_LE(load.errors(hit, LoadOp::fsync) + load.errors(hit, LoadOp::close), kLoadFiles)
+        << load.describe_errors(hit);
+    EXPECT_LE(load.errors(hit), kLoadFiles + 1) << load.describe_errors(hit);
+  }
+
+  void expect_kept(const Load& load, const std::string& mount) {
+    const auto verdict = load.verify(mount);
+    std::printf("%llu records, %llu lost of which no fsync or close had said that they are kept\n",
+                static_cast<unsigned long long>(verdict.records),
+                static_cast<unsigned long long>(verdict.lost));
+    for (const auto& wrong : verdict.wrong) ADD_FAILURE() << mount << ": " << wrong;
+    if (!GetParam().may_lose) {
+      EXPECT_EQ(verdict.lost, 0U);
+    }
+  }
+
+  std::vector<std::size_t> others_;
+};
+
+TEST_P(FaultTable, HoldsUnderALoad) {
+  const auto& fault = GetParam();
+  const auto seed = test_seed(fault.name);
+  Cluster cluster({.mounts = 3, .storageds = 2, .lease = kLease});
+  ASSERT_TRUE(cluster.ok());
+  cluster.expect_log(kExpectedInLogs);
+  for (std::size_t i = 0; i < 3; ++i)
+    if (static_cast<int>(i) != fault.hit) others_.push_back(i);
+  Load load(cluster.mounts(), "load", seed);
+  ASSERT_TRUE(load.progress({0, 1, 2}, 150, std::chrono::seconds(30))) << "the load does not begin";
+
+  const auto away = inject(cluster, load, fault);
+  EXPECT_TRUE(load.progress(others_, 100, std::chrono::seconds(40))) << "the others do not go on";
+  expect_waits(load, away);
+  // The one that was hit goes on as well: on the same mount, or on the mount that was made anew.
+  EXPECT_TRUE(load.progress({0, 1, 2}, 100, std::chrono::seconds(40)))
+      << "the one hit does not go on";
+
+  EXPECT_EQ(load.stop(std::chrono::seconds(30)), "");
+  for (const auto& violation : load.violations()) ADD_FAILURE() << violation;
+  expect_told(load);
+  for (const auto& mount : cluster.mounts()) expect_kept(load, mount);
+  for (const auto* mount : {"mount-0", "mount-1", "mount-2"})
+    EXPECT_EQ(cluster.session_states(mount), "live") << mount;
+}
+INSTANTIATE_TEST_SUITE_P(Rows, FaultTable, testing::ValuesIn(fault_table()),
+                         [](const auto& row) { return std::string(row.param.name); });
+
+constexpr unsigned kGiveUp = 3;  ///< Seconds.
+
+/// The cluster's file with this line in its section [client].
+void give_up_after(Cluster& cluster, unsigned seconds) {
+  cluster.down();
+  const auto path = cluster.root() + "/cluster.toml";
+  std::stringstream text;
+  text << std::ifstream(path).rdbuf();
+  std::ofstream(path) << std::regex_replace(text.str(), std::regex("give_up_s = [0-9]+"),
+                                            "give_up_s = " + std::to_string(seconds));
+  cluster.up();
+}
+
+TEST(LockdGone, CallsFailAfterGiveUpAndGoOnWhenItIsBack) {
+  const auto seed = test_seed("lockd gone");
+  Cluster cluster({.mounts = 2, .storageds = 2, .lease = kLease});
+  ASSERT_TRUE(cluster.ok());
+  cluster.expect_log(kExpectedInLogs);
+  give_up_after(cluster, kGiveUp);
+  ASSERT_TRUE(cluster.ok());
+  Load load(cluster.mounts(), "load", seed);
+  ASSERT_TRUE(load.progress({0, 1}, 150, std::chrono::seconds(30))) << "the load does not begin";
+  for (const std::size_t writer : {0, 1}) load.state(writer).may_lose = true;
+
+  load.reset_waits();
+  cluster.kill_daemon("lockd");
+  // Once until the session counts as lost, once for a new one.
+  constexpr auto kMost = 2 * std::chrono::seconds(kGiveUp) + kSlack;
+  const auto deadline = std::chrono::steady_clock::now() + kMost;
+  const auto told = [&] { return load.errors(0) != 0 && load.errors(1) != 0; };
+  while (!told() && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(milliseconds(50));
+  EXPECT_TRUE(told()) << "they are told nothing";
+  for (const std::size_t writer : {0, 1}) EXPECT_LE(load.longest(writer), kMost) << writer;
+  cluster.restart_daemon("lockd");
+  EXPECT_TRUE(load.progress({0, 1}, 100, std::chrono::seconds(40))) << "it does not go on";
+  EXPECT_EQ(load.stop(std::chrono::seconds(30)), "");
+  for (const auto& violation : load.violations()) ADD_FAILURE() << violation;
+  for (const std::size_t writer : {0, 1}) {
+    std::printf("writer %zu: %s\n", writer, load.describe_errors(writer).c_str());
+    for (std::size_t op = 0; op < kLoadOps; ++op)
+      EXPECT_THAT(load.state(writer).last_errno[op].load(), testing::AnyOf(0, EIO));
+  }
+  for (const auto& mount : cluster.mounts())
+    for (const auto& wrong : load.verify(mount).wrong) ADD_FAILURE() << mount << ": " << wrong;
+}
+
+TEST(FaultPage, HasTheTableThatIsAsserted) {
+  std::ifstream file(FAULTS_PAGE);
+  std::stringstream text;
+  text << file.rdbuf();
+  EXPECT_NE(text.str().find(fault_table_markdown()), std::string::npos)
+      << "docs/faults.md must have:\n"
+      << fault_table_markdown();
+}
+
+}  // namespace
+}  // namespace distfuse::tests
