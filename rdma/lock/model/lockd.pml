@@ -390,10 +390,25 @@ inline toggle_contended()
 	fi
 }
 
+/* TORN: a READ of 128 bytes is two of 64: the hints as they were before, the word as it is. */
 inline read_slot()
 {
+#ifdef TORN
+	if
+	:: !torn ->
+		image_hints = hints;
+		torn = 1;
+		step = 2
+	:: else ->
+		image = word;
+		torn = 0;
+		step = 3
+	fi
+#else
 	image = word;
-	image_hints = hints
+	image_hints = hints;
+	step = 3
+#endif
 }
 
 /* One operation of the chain in flight. step 3: all has taken effect. */
@@ -426,8 +441,7 @@ inline lockd_perform()
 		desired = 0;
 		step = 2
 	:: (state == SUMMING || state == READING && !addend) && step == 0 || step == 2 ->
-		read_slot();
-		step = 3
+		read_slot()
 	fi
 }
 
@@ -640,6 +654,9 @@ inline restart()
 	sharers = 0;
 	asks = 0;
 	won = 0;
+#ifdef TORN
+	torn = 0;
+#endif
 	node0 = 0; want0 = 0; held0 = 0; dead0 = 0;
 	node1 = 0; want1 = 0; held1 = 0; dead1 = 0;
 	node2 = 0; want2 = 0; held2 = 0; dead2 = 0;
@@ -682,11 +699,18 @@ active proctype lockd()
 	unsigned addend : 16;
 	unsigned sum : 16;
 	unsigned sharers : 4;
-	unsigned asks : 4;
+	/*
+	 * A byte, not bits: spin 6.5.2 takes a proctype whose last member is a bit field for shorter than the C compiler makes it, and masks
+	 * the end out of the states as padding. Globals and proctypes that end in a byte are right.
+	 */
+	byte asks;
 	unsigned node0 : 2, node1 : 2, node2 : 2;
 	unsigned want0 : 3, want1 : 3, want2 : 3;
 	unsigned held0 : 3, held1 : 3, held2 : 3;
 	bool dead0, dead1, dead2, recheck, refreeze, won;
+#ifdef TORN
+	bool torn;
+#endif
 #ifdef RESTARTS
 	bool grace;
 #endif
