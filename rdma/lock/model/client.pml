@@ -397,7 +397,8 @@ inline detach()
 		held = kept;
 		set_held();
 		shed_due = 1
-	:: chain == TAKE && held != NL -> reached(detached_while_upgrading)
+	:: chain == TAKE && is_detached -> held = target /* re-asserting: still held */
+	:: chain == TAKE && !is_detached && held != NL -> reached(detached_while_upgrading)
 	:: else
 	fi;
 	if
