@@ -18,6 +18,7 @@
 #include <fuse3/fuse_lowlevel.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -159,7 +160,7 @@ class Filesystem final {
   void void_inode(Inode& inode, rpc::Client& rpc, std::size_t& failed);
   void renewer_main();
   bool renew_session();
-  int await_session(fuse_req_t req);
+  int await_session(fuse_req_t req, std::chrono::steady_clock::time_point since);
   bool notify_unguarded(Ino ino, std::int64_t offset, std::int64_t length);
   /// An error because the session ended, of an operation that may run again, or had not done anything.
   [[nodiscard]] bool begin_again(const Error& error) const;
@@ -306,6 +307,7 @@ class Filesystem final {
   std::condition_variable renewer_wake_;           ///< Lost, renewed, stopped.
   std::chrono::steady_clock::time_point lost_at_;  ///< Guarded by renewer_mutex_.
   bool renewer_stop_ = false;                      ///< Guarded by renewer_mutex_.
+  std::string no_session_;  ///< Why there is none yet, as logged last. Of the renewer.
   std::thread renewer_;
 
   std::atomic<bool> serving_{false};

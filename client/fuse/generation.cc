@@ -6,7 +6,7 @@
 //
 // A loss. From then on an operation that waits for a lock ends without having done anything (ENOTCONN inside) and is begun again in the next
 // session; so is any other that may run twice. A change of names that has asked a storaged ends with its answer, or EIO when it is fenced. Requests that come wait for the next session,
-// for give_up_s since the loss; then they get EIO, until there is one.
+// for give_up_s since the loss, or since they came if that was earlier; then they get EIO, until there is one.
 // The renewer: a new session with lockd and the storageds; waits until every operation of the old one has ended; what was dirty becomes an error
 // for fsync or close of each open file; everything known is forgotten; open files are registered again; then the new session is the
 // present one. The old table is destroyed behind it.
@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "client/fuse/filesystem.h"
 
@@ -93,15 +94,15 @@ bool Filesystem::begin_again(const Error& error) const {
 
 // --- operations -------------------------------------------------------------------------------
 
-/// 0: there is a session; else what the request is to be answered.
-int Filesystem::await_session(fuse_req_t req) {
+/// 0: there is a session; else what the request, which came at `since`, is to be answered.
+int Filesystem::await_session(fuse_req_t req, steady_clock::time_point since) {
   if (!lost()) return 0;
   const Interrupted killed = interrupted(req);
   const std::chrono::seconds patience(options_.cluster.client.give_up_s);
   std::unique_lock lock(renewer_mutex_);
   while (lost()) {
     if (stopping_) return ENOTCONN;
-    if (steady_clock::now() - lost_at_ > patience) return EIO;
+    if (steady_clock::now() - std::min(lost_at_, since) > patience) return EIO;
     renewer_wake_.wait_for(lock, milliseconds(50));
     lock.unlock();
     const bool stop = killed();
@@ -112,8 +113,10 @@ int Filesystem::await_session(fuse_req_t req) {
 }
 
 void Filesystem::serve(fuse_req_t req, bool repeatable, const std::function<void()>& operation) {
+  const auto since = steady_clock::now();
   while (true) {
-    if (const int code = await_session(req); code != 0) return (void)fuse_reply_err(req, code);
+    if (const int code = await_session(req, since); code != 0)
+      return (void)fuse_reply_err(req, code);
     std::shared_lock session(generation_mutex_);
     if (lost()) continue;
     running = {&session, repeatable, false};
@@ -229,13 +232,15 @@ bool Filesystem::renew_session() {
   const std::uint64_t number = lost_generation_ + 1;
   auto fresh = make_generation(number);
   if (!fresh) {
-    spdlog::warn("mount {}: no new session yet: {}", options_.mountpoint, fresh.error().message);
+    if (std::exchange(no_session_, fresh.error().message) != fresh.error().message)
+      spdlog::warn("mount {}: no new session yet: {}", options_.mountpoint, no_session_);
     return false;
   }
   // What the kernel has should be gone before locks are taken anew; but a sweep may be waiting for requests that wait for us.
   for (int waited = 0; void_caches_ && waited < 200; ++waited)
     std::this_thread::sleep_for(milliseconds(1));
   publish_generation(*fresh, number);
+  no_session_.clear();
   {
     const std::lock_guard lock(renewer_mutex_);
     renewer_wake_.notify_all();
