@@ -2,8 +2,12 @@
 // Each row of the fault table, under a write load with an oracle on three mounts.
 #include "tests/fault_table.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <regex>
@@ -98,6 +102,73 @@ TEST_P(FaultTable, HoldsUnderALoad) {
 }
 INSTANTIATE_TEST_SUITE_P(Rows, FaultTable, testing::ValuesIn(fault_table()),
                          [](const auto& row) { return std::string(row.param.name); });
+
+/// A file with bytes 0 to 99 locked by fcntl, and another with flock. The descriptors are not inherited: see load.h.
+struct LockedFiles {
+  explicit LockedFiles(const std::string& mount)
+      : ranges(open((mount + "/ranges").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)),
+        whole(open((mount + "/whole").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {}
+  LockedFiles(const LockedFiles&) = delete;
+  LockedFiles& operator=(const LockedFiles&) = delete;
+  ~LockedFiles() {
+    close(ranges);
+    close(whole);
+  }
+  [[nodiscard]] int lock_range(int command, short type, off_t start) const {
+    struct flock range {};
+    range.l_type = type;
+    range.l_start = start;
+    range.l_len = 100;
+    return fcntl(ranges, command, &range) == 0 ? 0 : errno;
+  }
+  [[nodiscard]] int lock_whole(int operation) const {
+    return flock(whole, operation) == 0 ? 0 : errno;
+  }
+
+  int ranges;
+  int whole;
+};
+
+TEST(FileLocks, StandThroughARestartOfLockd) {
+  Cluster cluster({.mounts = 2, .storageds = 1, .lease = kLease});
+  ASSERT_TRUE(cluster.ok());
+  cluster.expect_log(kExpectedInLogs);
+  const LockedFiles holder(cluster.mount(0));
+  const LockedFiles other(cluster.mount(1));
+  ASSERT_EQ(holder.lock_range(F_SETLK, F_WRLCK, 0), 0);
+  ASSERT_EQ(holder.lock_whole(LOCK_EX), 0);
+  cluster.kill_daemon("lockd");
+  cluster.restart_daemon("lockd");
+  EXPECT_EQ(other.lock_range(F_SETLKW, F_WRLCK, 100), 0);
+  EXPECT_EQ(other.lock_range(F_SETLK, F_WRLCK, 0), EAGAIN);
+  EXPECT_EQ(other.lock_whole(LOCK_EX | LOCK_NB), EAGAIN);
+  EXPECT_EQ(holder.lock_range(F_SETLK, F_UNLCK, 0), 0);
+  EXPECT_EQ(holder.lock_whole(LOCK_UN), 0);
+  EXPECT_EQ(other.lock_range(F_SETLKW, F_WRLCK, 0), 0);
+  EXPECT_EQ(other.lock_whole(LOCK_EX), 0);
+}
+
+TEST(FileLocks, OfAClientThatStandsStillAreFreeAfterItsLease) {
+  Cluster cluster({.mounts = 2, .storageds = 1, .lease = kLease});
+  ASSERT_TRUE(cluster.ok());
+  cluster.expect_log(kExpectedInLogs);
+  const LockedFiles holder(cluster.mount(0));
+  const LockedFiles other(cluster.mount(1));
+  ASSERT_EQ(holder.lock_range(F_SETLK, F_WRLCK, 0), 0);
+  ASSERT_EQ(holder.lock_whole(LOCK_EX), 0);
+  cluster.signal_daemon("mount-0", SIGSTOP);
+  const auto began = std::chrono::steady_clock::now();
+  EXPECT_EQ(other.lock_range(F_SETLKW, F_WRLCK, 0), 0);
+  EXPECT_EQ(other.lock_whole(LOCK_EX), 0);
+  const auto took = std::chrono::steady_clock::now() - began;
+  cluster.signal_daemon("mount-0", SIGCONT);
+  EXPECT_GE(took, kLease / 2) << "before the holder can have stopped trusting them";
+  EXPECT_LE(took, kLease + kSlack);
+  // In its new session it is one among others.
+  EXPECT_EQ(holder.lock_range(F_SETLK, F_WRLCK, 0), EAGAIN);
+  EXPECT_EQ(other.lock_range(F_SETLK, F_UNLCK, 0), 0);
+  EXPECT_EQ(holder.lock_range(F_SETLKW, F_WRLCK, 0), 0);
+}
 
 constexpr unsigned kGiveUp = 3;  ///< Seconds.
 

@@ -20,8 +20,8 @@ LockdWorld::LockdWorld(const Options& options) : choice_(options) {
   options_.table = kTable;
   options_.lease_ms = options.leases ? kLease : 0;
   options_.limits.sessions = {.sessions = 8, .lanes = 2, .node_ids = 12};
-  options_.limits.asks = 4;
-  options_.limits.waiters = 12;
+  options_.limits.asks = kKeys + 2;  // A request of each lock, two glimpses.
+  options_.limits.waiters = 14;
   options_.limits.objects = 6;
   options_.limits.file_locks = {.locks_per_session = 8, .locks_total = 24, .waiters_total = 6};
   create({});
