@@ -343,29 +343,56 @@ static void revoke(struct df_lockd *lockd, struct df_object *object, df_u32 node
 	df_lockd_send(lockd, node, &message);
 }
 
-static int in_the_way(const struct df_object *object, df_u32 node)
+static void revoke_unless_spared(struct df_lockd *lockd, struct df_object *object, df_u32 node)
 {
-	df_u32 owner = df_word_owner(object->image.word);
+	if (node != object->spared && df_lockd_is_live(lockd, node))
+		revoke(lockd, object, node);
+}
 
-	if (object->stage == DF_STAGE_ALL)
-		return 1;
-	return owner ? owner == node : object->image.hints[node % DF_HINTS] != 0;
+static void revoke_all(struct df_lockd *lockd, struct df_object *object)
+{
+	const struct df_lockd_session *session;
+
+	for (session = lockd->live; session; session = session->next)
+		revoke_unless_spared(lockd, object, session->node);
+}
+
+/* The nodes that one hint stands for are 64 apart; where few of many node ids are live, the live ones are fewer still. */
+static void revoke_hinted(struct df_lockd *lockd, struct df_object *object)
+{
+	const struct df_lockd_session *session;
+	df_u32 hint, node, set = 0;
+
+	for (hint = 0; hint < DF_HINTS; hint++)
+		set += object->image.hints[hint] != 0;
+	if (set * (lockd->config.sessions / DF_HINTS + 1) > lockd->count.sessions) {
+		for (session = lockd->live; session; session = session->next)
+			if (object->image.hints[session->node % DF_HINTS])
+				revoke_unless_spared(lockd, object, session->node);
+		return;
+	}
+	for (hint = 0; hint < DF_HINTS; hint++)
+		for (node = hint; object->image.hints[hint] && node <= lockd->config.sessions;
+		     node += DF_HINTS)
+			revoke_unless_spared(lockd, object, node);
 }
 
 /* Asks the next stage of holders. The head itself, if it holds, keeps what it has. */
 static void revoke_stage(struct df_lockd *lockd, struct df_object *object)
 {
 	const struct df_waiter *head = object->head;
-	const struct df_lockd_session *session;
+	df_u32 owner = df_word_owner(object->image.word);
 
 	object->stage++;
 	object->revoke_seq = df_lockd_next_seq(lockd);
 	object->wanted = head->want;
 	object->spared = head->kind == DF_WAITER_ASK && head->held != DF_NL ? head->node : 0;
-	for (session = lockd->live; session; session = session->next) {
-		if (session->node != object->spared && in_the_way(object, session->node))
-			revoke(lockd, object, session->node);
-	}
+	if (object->stage == DF_STAGE_ALL)
+		revoke_all(lockd, object);
+	else if (owner)
+		revoke_unless_spared(lockd, object, owner);
+	else
+		revoke_hinted(lockd, object);
 }
 
 /* The head cannot be granted. In grace nobody is asked to give up anything: it may come again. */
