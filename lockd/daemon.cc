@@ -181,7 +181,7 @@ void Daemon::recorded(SessionChange::Kind kind, SessionId id, bool durable) {
   if (session == nullptr || kind == SessionChange::Kind::end) return;
   if (kind == SessionChange::Kind::lost) {
     session->noted = durable;
-    return end_if_free(id);
+    return actions_.fence(id);
   }
   if (!session->joined() || session->welcomed) return;  // Lost before it was told anything.
   if (!durable) {

@@ -8,8 +8,8 @@
 // A session's life: hello (control) → on the list → its Welcome → hello (lanes) … → Bye, or it is lost: its control connection
 // ends, its lease runs out, it breaks a rule.
 //   Bye         the connections are closed, its file locks freed; it has given up everything else itself.
-//   lost        its connections are closed (their one-sided operations are refused from there on), then fence(), and record() notes the
-//               loss. The lock core forgets it and its file locks are freed when fenced() and recorded() have come, and the lease's
+//   lost        its connections are closed (their one-sided operations are refused from there on), record() notes the loss, and only
+//               when it is on disk fence(). The lock core forgets it and its file locks are freed when fenced() has come, and the lease's
 //               deadline has passed unless the peer itself ended the connection: nobody may trust what somebody else may change.
 //
 // Phases

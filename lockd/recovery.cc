@@ -91,8 +91,11 @@ void Daemon::lose(SessionId id, const std::string& reason, Loss loss) {
     session->free_at = session->deadline;
   }
   session->noted = options_.lease_ms == 0 && !session->listed;
-  if (!session->noted) record(SessionChange::Kind::lost, *session);
-  actions_.fence(id);
+  // Noted first: a later lockd must not take back whom a storaged refuses already.
+  if (session->noted)
+    actions_.fence(id);
+  else
+    record(SessionChange::Kind::lost, *session);
 }
 
 void Daemon::fenced(SessionId id) {

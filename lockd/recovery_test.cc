@@ -137,12 +137,14 @@ TEST_F(RecoveryTest, ALeaseThatIsRenewedLivesAndOneThatIsNotEnds) {
   pass(kLease - 1, {static_cast<NodeId>(good.node)});
   EXPECT_THAT(shell_.to_fence, IsEmpty()) << "before its deadline";
   pass(kLease / 8 + 1, {static_cast<NodeId>(good.node)});
-  EXPECT_THAT(shell_.to_fence, ElementsAre(bad.session));
   EXPECT_THAT(shell_.closed, ElementsAre(2));
   EXPECT_EQ(daemon_->counters().expired, 1U);
-  daemon_->fenced(bad.session);
-  EXPECT_FALSE(gone(bad.session)) << "before its loss is on the list";
+  EXPECT_THAT(shell_.to_fence, IsEmpty())
+      << "before its loss is on the list: the next lockd would take it back";
   noted(bad.session);
+  EXPECT_THAT(shell_.to_fence, ElementsAre(bad.session));
+  EXPECT_FALSE(gone(bad.session)) << "before the fence";
+  daemon_->fenced(bad.session);
   EXPECT_TRUE(gone(bad.session));
   EXPECT_EQ(shell_.records.back().kind, Kind::end);
   EXPECT_EQ(state(good.session), SessionState::live);
@@ -176,8 +178,8 @@ TEST_F(RecoveryTest, AfterAnUnknownEndTheDeadlinePassesFirst) {
 TEST_F(RecoveryTest, ARuleBreakerKeepsItsLocksUntilItsDeadline) {
   const auto bad = join(1);
   say(1, DF_MSG_RECLAIMED);  // Nothing was to be reclaimed.
-  EXPECT_THAT(shell_.to_fence, ElementsAre(bad.session));
   noted(bad.session);
+  EXPECT_THAT(shell_.to_fence, ElementsAre(bad.session));
   daemon_->fenced(bad.session);
   EXPECT_EQ(state(bad.session), SessionState::waiting);
   pass(kLease + kLease / 8);
@@ -244,12 +246,12 @@ TEST_F(RecoveryTest, AbsenteesAreFencedBeforeResume) {
   EXPECT_THAT(shell_.to_fence, IsEmpty());
   pass(1, {3});
   EXPECT_EQ(daemon_->phase(), Phase::resuming);
-  EXPECT_THAT(shell_.to_fence, ElementsAre(kOld + 1));
   EXPECT_EQ(hello(8, kOld + 1, "other").welcome.refusal, DF_REFUSED_SESSION) << "too late";
   EXPECT_EQ(hello(9).welcome.refusal, DF_REFUSED_GRACE);
   EXPECT_THAT(sent(), IsEmpty());
   EXPECT_THAT(daemon_->live_sessions().ids, ElementsAre(kOld));
   noted(kOld + 1);
+  EXPECT_THAT(shell_.to_fence, ElementsAre(kOld + 1));
   EXPECT_THAT(sent(), IsEmpty()) << "before the fence";
   daemon_->fenced(kOld + 1);
   EXPECT_THAT(sent(), ElementsAre(std::pair{1U, DF_MSG_RESUME}));
@@ -261,8 +263,8 @@ TEST_F(RecoveryTest, WhoCameButDidNotReclaimInTimeIsLostAfterItsOwnDeadline) {
   pass(kLease / 2);
   ASSERT_EQ(hello(1, kOld).verdict, Verdict::control);
   pass(kLease / 2 + kLease / 5, {3});
-  EXPECT_THAT(shell_.to_fence, ElementsAre(kOld));
   noted(kOld);
+  EXPECT_THAT(shell_.to_fence, ElementsAre(kOld));
   daemon_->fenced(kOld);
   EXPECT_EQ(daemon_->phase(), Phase::resuming) << "it renewed a moment ago";
   pass(kLease + kLease / 8);
@@ -296,9 +298,11 @@ TEST_F(RecoveryTest, LiarsInGraceAreDroppedAlone) {
   ASSERT_EQ(hello(2, kOld + 1, "other").verdict, Verdict::control);
   say(1, DF_MSG_RECLAIMED);
   file_lock(1, 1, DF_FILE_RECLAIM);  // After it had said that this was all.
+  noted(kOld);
   EXPECT_THAT(shell_.to_fence, ElementsAre(kOld));
   say(2, DF_MSG_RECLAIMED);
   say(2, DF_MSG_RECLAIMED);
+  noted(kOld + 1);
   EXPECT_THAT(shell_.to_fence, ElementsAre(kOld, kOld + 1));
   EXPECT_EQ(daemon_->counters().lost, 2U);
 }

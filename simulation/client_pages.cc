@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "simulation/client_node.h"
+#include "simulation/lockd_node.h"
 #include "simulation/storaged_node.h"
 #include "simulation/world.h"
 
@@ -257,6 +258,8 @@ void ClientNode::storage_reply(unsigned s, const StorageReply& reply) {
     storage.pending.erase(it);
     if (!ours) return;
     world_.note(*this, "is refused by a storaged", s);
+    if (world_.lockds[world_.lockd_of(key)]->joined(link(key).machine.id))
+      throw Violation(name() + ": a storaged refuses a session that is live at lockd");
     return lose(link(key));
   }
   const auto done = std::move(it->second.done);

@@ -272,6 +272,16 @@ std::uint64_t LockdNode::lease_word(lockd::NodeId node) {
 }
 
 void LockdNode::record(const lockd::SessionChange& change) {
+  // The worst moment to die: between the steps of a loss.
+  if (change.kind == lockd::SessionChange::Kind::lost && world_.faulty &&
+      world_.options.kill_lockd != 0 && world_.random.once_in(6))
+    world_.scheduler.later(*this, world_.random.below(4 * world_.options.disk), [this] {
+      auto& world = world_;
+      crash(false);
+      world.scheduler.hardware(1000, [this] {
+        if (!alive()) start();
+      });
+    });
   unsynced_.push_back(change);
   world_.scheduler.later(*this, world_.random.spread(world_.options.disk), [this] { append(); });
 }

@@ -32,6 +32,10 @@ class LockdNode : public Process, public Memory, private lockd::DaemonActions {
     return reinterpret_cast<const df_slot*>(region_.data());
   }
   [[nodiscard]] df_u32 slot_count() const { return df_table_slots(&table_); }
+  [[nodiscard]] bool joined(std::uint64_t session) const {
+    const auto* known = alive() ? daemon_->sessions().find(session) : nullptr;
+    return known != nullptr && known->joined();
+  }
   [[nodiscard]] df_lockd_counters counters() const { return daemon_->lock_counters(); }
   /// What is still to be done, in words; empty: nothing.
   [[nodiscard]] std::string unrest() const;

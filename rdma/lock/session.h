@@ -23,7 +23,8 @@
  *   2. every storaged refuses it, and has said so (Fence, carried to each until it has answered);
  *   3. unless the peer itself ended the connection (orderly close or death seen by its kernel), its deadline has passed: until then
  *      its caches may be trusted by a client that does not know yet;
- *   4. its end is noted on disk, and then its locks and file locks are anybody's. (A session is on disk before its Welcome leaves.)
+ *   4. its end is noted on disk, and then its locks and file locks are anybody's. (A session is on disk before its Welcome leaves, its
+ *      loss before the first Fence does: a later lockd must not take back whom a storaged refuses already.)
  *   A client that ends its control connection by its own will stops trusting first: lockd cannot tell that end from a death, and waits for no
  *   deadline. That goes for one that seems broken, or one of whose lanes ended: the shell keeps it open, unused, until trust has
  *   ended, or until a later incarnation has answered (then the lockd that might see the end is gone). What a lost session left dirty is an
