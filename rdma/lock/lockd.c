@@ -62,6 +62,7 @@ static df_u64 lay_out(struct df_lockd *lockd, df_u8 *base, const struct df_lockd
 	layout.object = carve(base, &used, config->objects, sizeof(*layout.object));
 	layout.waiter = carve(base, &used, config->waiters, sizeof(*layout.waiter));
 	layout.hash = carve(base, &used, power_of_two(config->objects), sizeof(*layout.hash));
+	layout.ask = carve(base, &used, power_of_two(config->waiters), sizeof(*layout.ask));
 	layout.overflow = carve(base, &used, config->overflow, sizeof(*layout.overflow));
 	layout.overflow_hash =
 		carve(base, &used, power_of_two(config->overflow), sizeof(*layout.overflow_hash));
@@ -71,6 +72,7 @@ static df_u64 lay_out(struct df_lockd *lockd, df_u8 *base, const struct df_lockd
 		lockd->object = layout.object;
 		lockd->waiter = layout.waiter;
 		lockd->hash = layout.hash;
+		lockd->ask = layout.ask;
 		lockd->overflow = layout.overflow;
 		lockd->overflow_hash = layout.overflow_hash;
 	}
@@ -107,6 +109,7 @@ struct df_lockd *df_lockd_init(void *memory, const struct df_lockd_config *confi
 	lockd->table.node = DF_NODE_LOCKD;
 	lockd->era = df_table_slots(&lockd->table); /* those of the fresh slots are below */
 	lockd->hash_mask = power_of_two(config->objects) - 1;
+	lockd->ask_mask = power_of_two(config->waiters) - 1;
 	lockd->overflow_mask = power_of_two(config->overflow) - 1;
 	for (i = 0; i <= config->sessions; i++)
 		lockd->session[i].node = i;
@@ -151,8 +154,11 @@ struct df_waiter *df_waiter_new(struct df_lockd *lockd, df_u32 kind, df_u32 node
 
 void df_waiter_free(struct df_lockd *lockd, struct df_waiter *waiter)
 {
-	if (waiter->node)
+	if (waiter->node) {
 		lockd->session[waiter->node].requests--;
+		if (waiter->kind == DF_WAITER_ASK)
+			df_ask_remove(lockd, waiter);
+	}
 	waiter->next = lockd->free_waiters;
 	lockd->free_waiters = waiter;
 	lockd->count.waiters--;

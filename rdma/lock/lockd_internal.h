@@ -19,8 +19,10 @@ enum df_glimpse_state { DF_GLIMPSE_FIRST, DF_GLIMPSE_AWAIT, DF_GLIMPSE_LAST };
 
 /* A request that has no answer yet: Ask, Find or Glimpse. */
 struct df_waiter {
-	struct df_waiter *next;	     /* of the object's queue; free list */
-	struct df_waiter *list_next; /* of all Finds, or of the Glimpses that await one session */
+	struct df_waiter *next; /* of the object's queue; free list */
+	struct df_waiter *prev; /* of the object's queue */
+	struct df_waiter *
+		list_next; /* of all Finds, of the Glimpses that await one session, of the Asks of one hash */
 	df_u64 key;
 	df_u64 seq;   /* the client's */
 	df_u64 asked; /* GLIMPSE: our number at the holder */
@@ -51,6 +53,7 @@ enum df_stage { DF_STAGE_NOBODY, DF_STAGE_LIKELY, DF_STAGE_ALL };
 struct df_object {
 	struct df_object *hash_next; /* free list */
 	struct df_object *list_next; /* of all objects in use */
+	struct df_object *list_prev;
 	struct df_waiter *head;
 	struct df_waiter *tail;
 	df_u64 *owes; /* a bit per node: Released for `revoke_seq`, or State for `freeze_seq` */
@@ -60,6 +63,7 @@ struct df_object {
 	df_u64 sharers;	 /* of them, a bit per hint */
 	df_u64 expected; /* of the CAS in flight */
 	df_u64 desired;
+	df_u64 looked;	      /* the key that the queue was last looked through for */
 	struct df_slot image; /* as read last; image.word is the word as known last */
 	df_u32 slot;
 	df_u32 spared; /* the head at the last revoke, not asked; 0: none */
@@ -69,6 +73,7 @@ struct df_object {
 	df_u8 stage;
 	df_u8 wanted;	/* of revoke_seq */
 	df_u8 recheck;	/* something happened while a chain was in flight */
+	df_u8 stale;	/* perhaps somebody in the queue asked for another key than `looked` */
 	df_u8 refreeze; /* a session went while States were being added up */
 };
 
@@ -97,6 +102,7 @@ struct df_lockd {
 	df_u32 victim; /* rotates over a bucket */
 	df_u32 hand;   /* rotates over the overflow area */
 	df_u32 hash_mask;
+	df_u32 ask_mask;
 	df_u32 overflow_mask;
 	df_u32 overflow_used;
 	df_u8 grace;
@@ -109,6 +115,7 @@ struct df_lockd {
 	struct df_object *object;
 	struct df_waiter *waiter;
 	struct df_object **hash;
+	struct df_waiter **ask; /* by slot and node: Asks whose session lives */
 	struct df_overflow *overflow;
 	df_u32 *overflow_hash;
 	struct df_lockd_counters count;
@@ -137,8 +144,8 @@ static inline int df_lockd_is_live(const struct df_lockd *lockd, df_u32 node)
 struct df_object *df_object_find(struct df_lockd *lockd, df_u32 slot);
 /* Finds or makes the slot's object and queues the waiter. -1: no object left. */
 int df_queue_add(struct df_lockd *lockd, df_u32 slot, struct df_waiter *waiter);
-/* Takes a waiter out of the middle; `before`: the one before it, NULL for the head. */
-void df_queue_unlink(struct df_object *object, struct df_waiter *before, struct df_waiter *waiter);
+/* Takes a waiter out of the middle. */
+void df_queue_unlink(struct df_object *object, struct df_waiter *waiter);
 /* Sends Grant with this status, and frees the waiter. */
 void df_queue_answer(struct df_lockd *lockd, struct df_object *object, struct df_waiter *waiter,
 		     df_u32 status);
@@ -155,6 +162,10 @@ int df_owes_clear(struct df_object *object, df_u32 node);
 void df_chain_hints(struct df_chain *chain, struct df_object *object);
 
 /* lockd_requests.c */
+/* The session's Ask for the slot under this key, or NULL: there is at most one. */
+struct df_waiter *df_ask_find(struct df_lockd *lockd, df_u32 node, df_u32 slot, df_u64 key);
+void df_ask_insert(struct df_lockd *lockd, struct df_waiter *ask);
+void df_ask_remove(struct df_lockd *lockd, struct df_waiter *ask);
 void df_queue_ask(struct df_lockd *lockd, df_u32 node, const struct df_msg_ask *ask);
 void df_queue_released(struct df_lockd *lockd, df_u32 node, const struct df_msg_released *released);
 void df_queue_cancel(struct df_lockd *lockd, df_u32 node, const struct df_msg_head *head);

@@ -75,6 +75,8 @@ static struct df_object *object_new(struct df_lockd *lockd, df_u32 slot)
 	object->hash_next = lockd->hash[hash_of(lockd, slot)];
 	lockd->hash[hash_of(lockd, slot)] = object;
 	object->list_next = lockd->objects;
+	if (lockd->objects)
+		lockd->objects->list_prev = object;
 	lockd->objects = object;
 	lockd->count.objects++;
 	return object;
@@ -87,9 +89,12 @@ static void object_free(struct df_lockd *lockd, struct df_object *object)
 	while (*link != object)
 		link = &(*link)->hash_next;
 	*link = object->hash_next;
-	for (link = &lockd->objects; *link != object;)
-		link = &(*link)->list_next;
-	*link = object->list_next;
+	if (object->list_prev)
+		object->list_prev->list_next = object->list_next;
+	else
+		lockd->objects = object->list_next;
+	if (object->list_next)
+		object->list_next->list_prev = object->list_prev;
 	object->hash_next = lockd->free_objects;
 	lockd->free_objects = object;
 	lockd->count.objects--;
@@ -107,6 +112,8 @@ int df_queue_add(struct df_lockd *lockd, df_u32 slot, struct df_waiter *waiter)
 	if (!object)
 		return -1;
 	waiter->next = NULL;
+	waiter->prev = object->tail;
+	object->stale |= waiter->kind == DF_WAITER_ASK && waiter->key != object->looked;
 	if (object->tail)
 		object->tail->next = waiter;
 	else
@@ -124,22 +131,25 @@ struct df_waiter *df_queue_pop(struct df_object *object)
 	struct df_waiter *waiter = object->head;
 
 	object->head = waiter->next;
-	if (!object->head)
+	if (object->head)
+		object->head->prev = NULL;
+	else
 		object->tail = NULL;
 	object->stage = DF_STAGE_NOBODY;
 	return waiter;
 }
 
-/* Takes it out of the middle; `before`: the one before it, NULL for the head. */
-void df_queue_unlink(struct df_object *object, struct df_waiter *before, struct df_waiter *waiter)
+void df_queue_unlink(struct df_object *object, struct df_waiter *waiter)
 {
-	if (!before) {
+	if (object->head == waiter) {
 		df_queue_pop(object);
 		return;
 	}
-	before->next = waiter->next;
-	if (object->tail == waiter)
-		object->tail = before;
+	waiter->prev->next = waiter->next;
+	if (waiter->next)
+		waiter->next->prev = waiter->prev;
+	else
+		object->tail = waiter->prev;
 }
 
 void df_queue_answer(struct df_lockd *lockd, struct df_object *object, struct df_waiter *waiter,
@@ -160,20 +170,26 @@ void df_queue_answer(struct df_lockd *lockd, struct df_object *object, struct df
 
 /*
  * Those who asked for the key that the slot had before. Not before a Revoke is answered: what they held is given up in the word, but its
- * completion may still be on its way to them, and they take STALE only when nothing is held or in flight.
+ * completion may still be on its way to them, and they take STALE only when nothing is held or in flight. The queue is looked through when the
+ * slot has another key than at the last look, or somebody with another one was left or came since.
  */
 static void answer_stale(struct df_lockd *lockd, struct df_object *object)
 {
-	struct df_waiter *before = NULL, *waiter = object->head, *next;
+	struct df_waiter *waiter = object->head, *next;
 
+	if (!object->stale && object->looked == object->image.key)
+		return;
+	object->looked = object->image.key;
+	object->stale = 0;
 	for (; waiter; waiter = next) {
 		next = waiter->next;
-		if (waiter->kind == DF_WAITER_ASK && waiter->key != object->image.key &&
-		    !df_owes(object, waiter->node)) {
-			df_queue_unlink(object, before, waiter);
-			df_queue_answer(lockd, object, waiter, DF_GRANT_STALE);
+		if (waiter->kind != DF_WAITER_ASK || waiter->key == object->image.key)
+			continue;
+		if (df_owes(object, waiter->node)) {
+			object->stale = 1;
 		} else {
-			before = waiter;
+			df_queue_unlink(object, waiter);
+			df_queue_answer(lockd, object, waiter, DF_GRANT_STALE);
 		}
 	}
 }
@@ -318,11 +334,7 @@ static void grant_done(struct df_lockd *lockd, struct df_object *object, df_u64 
 	for (waiter = object->head; left--; waiter = next) {
 		next = waiter->next;
 		if (waiter->kind == DF_WAITER_ASK && waiter->state) {
-			struct df_waiter *before = object->head;
-
-			while (before != waiter && before->next != waiter)
-				before = before->next;
-			df_queue_unlink(object, before == waiter ? NULL : before, waiter);
+			df_queue_unlink(object, waiter);
 			waiter->node = 0;
 			df_waiter_free(lockd, waiter);
 		}

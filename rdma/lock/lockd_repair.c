@@ -98,17 +98,15 @@ void df_repair_freeze(struct df_lockd *lockd, struct df_object *object)
 		post_sum(lockd, object);
 }
 
-static void note_state(struct df_object *object, df_u32 node, df_u32 held)
+static void note_state(struct df_lockd *lockd, struct df_object *object, df_u32 node, df_u32 held)
 {
-	struct df_waiter *waiter;
+	struct df_waiter *waiter = df_ask_find(lockd, node, object->slot, object->image.key);
 
 	object->sum += df_unit(held, node);
 	if (held != DF_NL && held != DF_X)
 		object->sharers |= 1ull << (node % DF_HINTS);
-	for (waiter = object->head; waiter; waiter = waiter->next)
-		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
-		    waiter->key == object->image.key)
-			waiter->held = (df_u8)held;
+	if (waiter)
+		waiter->held = (df_u8)held;
 }
 
 /* All but the spared one have just answered a Revoke, and nothing was granted since. */
@@ -135,7 +133,7 @@ void df_repair_state(struct df_lockd *lockd, df_u32 node, const struct df_msg_st
 		return;
 	}
 	df_owes_clear(object, node);
-	note_state(object, node, state->held);
+	note_state(lockd, object, node, state->held);
 	if (!object->owing && object->state == DF_OBJECT_FREEZING)
 		post_sum(lockd, object);
 }

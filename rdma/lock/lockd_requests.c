@@ -2,23 +2,57 @@
 /* What sessions say about a slot's queue, and their end. Protocol: lockd.h. */
 #include "rdma/lock/lockd_internal.h"
 
+/* --- Asks by slot and node ---------------------------------------------------------------- */
+
+static struct df_waiter **ask_chain(struct df_lockd *lockd, df_u32 node, df_u32 slot)
+{
+	df_u64 both = ((df_u64)slot << 16 | node) * 0x9e3779b97f4a7c15ull;
+
+	return &lockd->ask[(df_u32)(both >> 32) & lockd->ask_mask];
+}
+
+/* By key: an Ask for the key that the slot had before may still stand in the queue. */
+struct df_waiter *df_ask_find(struct df_lockd *lockd, df_u32 node, df_u32 slot, df_u64 key)
+{
+	struct df_waiter *ask = *ask_chain(lockd, node, slot);
+
+	while (ask && (ask->node != node || ask->slot != slot || ask->key != key))
+		ask = ask->list_next;
+	return ask;
+}
+
+void df_ask_insert(struct df_lockd *lockd, struct df_waiter *ask)
+{
+	struct df_waiter **chain = ask_chain(lockd, ask->node, ask->slot);
+
+	ask->list_next = *chain;
+	*chain = ask;
+}
+
+void df_ask_remove(struct df_lockd *lockd, struct df_waiter *ask)
+{
+	struct df_waiter **link = ask_chain(lockd, ask->node, ask->slot);
+
+	while (*link != ask)
+		link = &(*link)->list_next;
+	*link = ask->list_next;
+}
+
+/* --- messages ----------------------------------------------------------------------------- */
+
 void df_queue_ask(struct df_lockd *lockd, df_u32 node, const struct df_msg_ask *ask)
 {
-	struct df_object *object = df_object_find(lockd, ask->head.slot);
 	struct df_waiter *waiter;
 	union df_msg grant;
 
-	for (waiter = object ? object->head : NULL; waiter; waiter = waiter->next) {
-		/* By key: an Ask for the key that the slot had before may still stand in the queue. */
-		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
-		    waiter->key == ask->head.key) {
-			df_lockd_drop(lockd, node, DF_DROP_DUPLICATE);
-			return;
-		}
+	if (df_ask_find(lockd, node, ask->head.slot, ask->head.key)) {
+		df_lockd_drop(lockd, node, DF_DROP_DUPLICATE);
+		return;
 	}
 	lockd->count.asks++;
 	waiter = lockd->grace ? NULL : df_waiter_new(lockd, DF_WAITER_ASK, node, &ask->head);
 	if (waiter) {
+		df_ask_insert(lockd, waiter);
 		waiter->want = ask->want;
 		waiter->held = ask->held;
 		if (!df_queue_add(lockd, ask->head.slot, waiter))
@@ -30,15 +64,13 @@ void df_queue_ask(struct df_lockd *lockd, df_u32 node, const struct df_msg_ask *
 	df_lockd_send(lockd, node, &grant);
 }
 
-/* The waiter of this session, if it waits for a mode beside one that it holds. */
-static void note_kept(struct df_object *object, df_u32 node, df_u32 kept)
+/* The session's waiter for the slot's key, if it waits for a mode beside one that it holds. */
+static void note_kept(struct df_lockd *lockd, struct df_object *object, df_u32 node, df_u32 kept)
 {
-	struct df_waiter *waiter;
+	struct df_waiter *waiter = df_ask_find(lockd, node, object->slot, object->image.key);
 
-	for (waiter = object->head; waiter; waiter = waiter->next)
-		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
-		    df_covers(waiter->held, kept))
-			waiter->held = (df_u8)kept;
+	if (waiter && df_covers(waiter->held, kept))
+		waiter->held = (df_u8)kept;
 }
 
 void df_queue_released(struct df_lockd *lockd, df_u32 node, const struct df_msg_released *released)
@@ -61,7 +93,7 @@ void df_queue_released(struct df_lockd *lockd, df_u32 node, const struct df_msg_
 		df_owes_clear(object, node);
 	}
 	if (released->head.key == object->image.key && object->state != DF_OBJECT_ARMING)
-		note_kept(object, node, released->kept);
+		note_kept(lockd, object, node, released->kept);
 	df_queue_touch(lockd, object);
 }
 
@@ -82,36 +114,32 @@ static int in_batch(const struct df_object *object, const struct df_waiter *wait
 void df_queue_cancel(struct df_lockd *lockd, df_u32 node, const struct df_msg_head *head)
 {
 	struct df_object *object = df_object_find(lockd, head->slot);
-	struct df_waiter *waiter, *before = NULL;
+	struct df_waiter *waiter = df_ask_find(lockd, node, head->slot, head->key);
 
-	for (waiter = object ? object->head : NULL; waiter; before = waiter, waiter = waiter->next)
-		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state &&
-		    waiter->seq == head->seq && waiter->key == head->key)
-			break;
 	/* Answered meanwhile, or about to be granted: that is the answer. */
-	if (!waiter || in_batch(object, waiter))
+	if (!waiter || waiter->seq != head->seq || in_batch(object, waiter))
 		return;
-	df_queue_unlink(object, before, waiter);
+	df_queue_unlink(object, waiter);
 	df_queue_answer(lockd, object, waiter, DF_GRANT_CANCELLED);
 	df_queue_touch(lockd, object);
 }
 
 void df_queue_session_gone(struct df_lockd *lockd, struct df_object *object, df_u32 node)
 {
-	struct df_waiter *waiter, *before = NULL, *next;
+	struct df_waiter *waiter, *next;
 
 	for (waiter = object->head; waiter; waiter = next) {
 		next = waiter->next;
-		if (waiter->kind == DF_WAITER_ASK && waiter->node == node && !waiter->state) {
-			if (!in_batch(object, waiter)) {
-				df_queue_unlink(object, before, waiter);
-				df_waiter_free(lockd, waiter);
-				continue;
-			}
-			waiter->state =
-				1; /* the CAS in flight must end first; `node` says what it grants */
+		if (waiter->kind != DF_WAITER_ASK || waiter->node != node || waiter->state)
+			continue;
+		if (in_batch(object, waiter)) {
+			/* The CAS in flight must end first; `node` says what it grants. */
+			df_ask_remove(lockd, waiter);
+			waiter->state = 1;
+		} else {
+			df_queue_unlink(object, waiter);
+			df_waiter_free(lockd, waiter);
 		}
-		before = waiter;
 	}
 	df_owes_clear(object, node);
 	if (df_repair_in_progress(object))

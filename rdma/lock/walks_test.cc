@@ -2,12 +2,14 @@
 /* lockd's core with many sessions and waiters: whom it asks, in which order it serves, who may leave the middle of a queue. */
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "rdma/lock/lockd.h"
@@ -199,6 +201,80 @@ TEST_F(Walks, HintedSessionsThenAll)
 		}
 		EXPECT_EQ(take(DF_MSG_FREEZE), live) << "then what is in the word is a dead one's";
 	}
+}
+
+/* Asks, cancels and ends of sessions at random against a plain list: order, answers, duplicates. */
+TEST_F(Walks, TheMiddleOfAQueueAgainstAPlainList)
+{
+	auto random = seeded();
+	SCOPED_TRACE("DISTFUSE_SEED=" + std::to_string(seed_));
+	constexpr df_u32 kSessions = 300;
+	std::set<df_u32> live;
+	for (df_u32 node = 1; node <= kSessions; node++)
+		live.insert(node);
+	start(kSessions, live);
+	slots_[0].word = df_unit(DF_X, 1); /* keeps it: its answer never comes */
+	std::vector<df_u32> expected;
+
+	for (int turn = 0; turn < 20000; turn++) {
+		const df_u32 node = 2 + static_cast<df_u32>(random() % (kSessions - 1));
+		const auto at = std::find(expected.begin(), expected.end(), node);
+		switch (random() % 8) {
+		case 0: /* ends, and its node id comes again */
+			df_lockd_session_gone(lockd_, node, 1);
+			ASSERT_EQ(df_lockd_session_joined(lockd_, node), 0);
+			if (at != expected.end())
+				expected.erase(at);
+			break;
+		case 1:
+		case 2:
+			sent_.clear();
+			cancel(node);
+			ASSERT_EQ(take(DF_MSG_GRANT).count(node), at != expected.end());
+			if (at != expected.end())
+				expected.erase(at);
+			break;
+		default:
+			if (at != expected.end())
+				break;
+			ask(node, DF_X);
+			expected.push_back(node);
+			break;
+		}
+		if (random() % 2)
+			settle();
+		ASSERT_EQ(queue(), expected);
+	}
+	ASSERT_TRUE(drops_.empty());
+	settle();
+	ASSERT_FALSE(expected.empty());
+	ask(expected.back(), DF_S);
+	ASSERT_EQ(drops_.size(), 1u);
+	EXPECT_EQ(drops_[0].reason, DF_DROP_DUPLICATE);
+}
+
+TEST_F(Walks, WhoAskedForAnotherKeyIsToldWhereverItStands)
+{
+	start(100, {1, 2, 3, 4, 5, 6});
+	slots_[0].word = df_unit(DF_X, 1);
+	ask(2, DF_X);
+	ask(3, DF_X, kOld);
+	ask(4, DF_X);
+	settle();
+	EXPECT_EQ(take(DF_MSG_GRANT), std::set<df_u32>{3});
+	ask(5, DF_X, kOld); /* after the first look */
+	ask(6, DF_X);
+	settle();
+	EXPECT_EQ(take(DF_MSG_GRANT), (std::set<df_u32>{3, 5}));
+	EXPECT_EQ(queue(), (std::vector<df_u32>{2, 4, 6}));
+	slots_[0].key = kOld; /* the key changes */
+	slots_[0].word &= DF_CONTENDED;
+	sent_.clear();
+	released(6, 0);
+	settle();
+	EXPECT_EQ(take(DF_MSG_GRANT), (std::set<df_u32>{2, 4, 6}));
+	for (const Sent &sent : sent_)
+		EXPECT_EQ(sent.message.grant.status, DF_GRANT_STALE);
 }
 
 } // namespace
