@@ -200,7 +200,7 @@ bool Table::hold_back(Lock& lock, const df_msg& message) {
   if (lock.held_back.empty()) {
     if (lock.core.held == DF_NL || lock.core.gate != DF_GATE_OPEN) return false;
     const std::uint64_t now = now_us();
-    const std::uint64_t at = df_hold_revoked(&lock.hold, now);
+    const std::uint64_t at = df_hold_revoked(&lock.hold, lock.core.held, now);
     if (at <= now) return false;
     holds_->set(lock.shared_from_this(), at);
   }
@@ -218,6 +218,14 @@ bool Table::hand_over(Lock& lock) {
 
 void Table::hold_ended(Lock& lock) {
   const std::lock_guard guard(lock.mutex);
+  if (!lock.held_back.empty() && lock.core.gate == DF_GATE_OPEN) {
+    const std::uint64_t now = now_us();
+    const std::uint64_t at = df_hold_revoked(&lock.hold, lock.core.held, now);
+    if (at > now) {
+      holds_->set(lock.shared_from_this(), at);
+      return;
+    }
+  }
   if (hand_over(lock)) return;
   if (const LinkRef link = link_of(lock.epoch))
     link->control->fail("lockd sent a Revoke that has no place here");

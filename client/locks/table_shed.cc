@@ -123,6 +123,7 @@ void Table::finish_shed(Lock& lock, Guard& guard) {
   }
   df_out out;
   Due due;
+  df_hold_given(&lock.hold, now_us());
   if (df_lock_shed_done(&lock.core, to_core(keep), block ? &value : nullptr, &out) != 0) {
     spdlog::critical("locks: inode {}: shed to {} was not asked for", lock.ino, to_core(keep));
     std::abort();

@@ -140,6 +140,7 @@ void ClientNode::shed_ended(std::uint32_t index, Time now) {
   Lock& lock = locks_[index];
   const df_value value{1, 1, 1, 0};
   df_out out;
+  df_hold_given(&lock.hold, hold_clock(now));
   if (df_lock_shed_done(&lock.core, lock.keep, lock.core.held == DF_X ? &value : nullptr, &out) !=
       0)
     throw std::runtime_error("a shed is refused");
@@ -189,7 +190,7 @@ void ClientNode::message(std::uint32_t lockd, const df_msg& message, Time now) {
   }
   if (message.head.type == DF_MSG_REVOKE && lock->core.held != DF_NL &&
       parameters_.hold_divisor > 0) {
-    const df_u64 serve = df_hold_revoked(&lock->hold, hold_clock(now));
+    const df_u64 serve = df_hold_revoked(&lock->hold, lock->core.held, hold_clock(now));
     if (serve > hold_clock(now)) {
       const double later = static_cast<double>(serve) * kMicrosecond / parameters_.hold_divisor;
       return network_.deliver_later(index_, lockd, message, static_cast<Time>(later) + kNanosecond);
