@@ -51,8 +51,8 @@ struct Parameters {
   double lockd_receive_ns = 100;  // poll one completion, repost its buffer
   double lockd_send_ns = 100;     // post one SEND or chain
   double lockd_core_ns = 60;      // the core: a message or a completed chain
-  double lockd_waiter_ns = 1.5;   // and for each waiter in the slot's queue
-  double lockd_session_ns = 2;    // a stage of revokes, for each live session
+  double lockd_waiter_ns = 0;     // and for each waiter in the slot's queue: no walk is left
+  double lockd_session_ns = 0;    // a stage of revokes, for each live session: likewise
 
   // Policy at the clients. 0: a Revoke is served at once. Else locks that bounce are held for a while (rdma/lock/hold.h), its
   // times divided by this.
