@@ -270,6 +270,9 @@ void ServerImpl::hello(Connection& connection) {
     return violation(connection, "sent a malformed hello");
   if (auto status = check_hello(connection, hello, address); !status.ok())
     return refuse(connection, status.error());
+  // Of a server that stood still: the client has given this one up, and connects anew from the same worker. Two endpoints to one
+  // worker, one of which ends at once, make UCX 1.13 abort there (an assertion in its wire-up).
+  if (has_ended(connection.stream.get())) return doom(connection);
   open(connection, hello, address);
 }
 

@@ -156,6 +156,12 @@ bool send_frame(int socket, std::span<const std::byte> frame) {
          static_cast<ssize_t>(frame.size());
 }
 
+bool has_ended(int socket) {
+  char byte = 0;
+  const ssize_t n = recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
+}
+
 std::uint64_t draw_token() {
   std::uint64_t token = 0;
   while (token == 0)

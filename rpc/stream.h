@@ -48,6 +48,9 @@ class FrameReader {
 /// A frame is small and first on its stream: it fits the socket's buffer. False: the peer has gone.
 [[nodiscard]] bool send_frame(int socket, std::span<const std::byte> frame);
 
+/// The peer has closed it, or it broke; what is still to be read is left.
+[[nodiscard]] bool has_ended(int socket);
+
 /// A token nobody can guess.
 [[nodiscard]] std::uint64_t draw_token();
 

@@ -196,8 +196,7 @@ TEST(LockdGone, CallsFailAfterGiveUpAndGoOnWhenItIsBack) {
 
   load.reset_waits();
   cluster.kill_daemon("lockd");
-  // Once until the session counts as lost, once for a new one.
-  constexpr auto kMost = 2 * std::chrono::seconds(kGiveUp) + kSlack;
+  constexpr auto kMost = std::chrono::seconds(kGiveUp) + kSlack;
   const auto deadline = std::chrono::steady_clock::now() + kMost;
   const auto told = [&] { return load.errors(0) != 0 && load.errors(1) != 0; };
   while (!told() && std::chrono::steady_clock::now() < deadline)
