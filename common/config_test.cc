@@ -61,8 +61,9 @@ TEST(Config, WritesWhatItReads) {
 }
 
 TEST(Config, SaysWhatIsWrongAndWhere) {
-  EXPECT_EQ(message(replaced("slots", "slotz")),
-            "f.toml:7: unknown key 'slotz' in [lockd]: known are lease_ms, listen, slots, state_dir");
+  EXPECT_EQ(
+      message(replaced("slots", "slotz")),
+      "f.toml:7: unknown key 'slotz' in [lockd]: known are lease_ms, listen, slots, state_dir");
   EXPECT_EQ(message(replaced("1024", "\"many\"")),
             "f.toml:7: slots in [lockd] must be a whole number");
   EXPECT_EQ(message(replaced("1024", "1000")), "f.toml:7: slots in [lockd] must be a power of two");
