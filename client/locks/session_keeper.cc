@@ -14,7 +14,6 @@ using std::chrono::milliseconds;
 
 namespace {
 
-constexpr std::uint64_t kNever = ~std::uint64_t{0};
 /// The condition variable's clock stands still when the machine sleeps; the lease's does not.
 constexpr std::uint64_t kLongestSleep = 500;
 
