@@ -166,7 +166,7 @@ class LockTable {
   virtual std::vector<Pin> try_pin_many(std::span<const Ino> inodes, Mode mode) = 0;
   /// For READ and WRITE requests, which may hold page locks: see the head of this file. READ asks for s always: it gets x when the owner
   /// says page_io_needs_x, but may be served under s while an open for writing is still dropping the pages read under s.
-  /// WRITE asks for x and gets x.
+  /// WRITE asks for x and gets x. EIO also: the lock was not had again after lockd's restart, and its pages are being swept.
   virtual Result<Pin> pin_page_io(Ino ino, Mode mode, Range range,
                                   const Interrupted& interrupted = {}) = 0;
   /// Gives the lock up if it is held in `mode` or weaker (sweep, shed, release) and returns when it is gone.

@@ -3,12 +3,15 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <future>
+#include <mutex>
 #include <thread>
 
 #include "client/locks/table.h"
 #include "client/locks/testing/cluster.h"
+#include "lockd/testing/raw_client.h"
 
 namespace distfuse::client {
 namespace {
@@ -161,6 +164,130 @@ TEST_F(RecoveryTest, LockdThatStaysAwayEndsTheSession) {
   const int code = waiter.get();
   EXPECT_TRUE(code == 0 || code == ENOTCONN) << code;
   EXPECT_EQ(a_->pin(7, Mode::s).error().code, ENOTCONN);
+}
+
+/// Pages of which one is stored to through a mapping again and again: each sweep of the whole file finds it dirty and waits for its writeback,
+/// and for a READ that has the next page locked.
+class MappingOwner final : public CacheOwner {
+ public:
+  void invalidate_kernel(Ino ino, std::span<const Range> ranges) override {
+    if (ino != mapped || !ranges.empty()) return;
+    const auto page_io = [&](Mode mode, Range range) {
+      const auto give_up = std::chrono::steady_clock::now() + 8s;
+      const auto pin = table->pin_page_io(
+          ino, mode, range, [=] { return std::chrono::steady_clock::now() > give_up; });
+      return pin.ok() ? 0 : pin.error().code;
+    };
+    auto read = std::async(std::launch::async, [&] { return page_io(Mode::s, {4096, 4096}); });
+    const int written = page_io(Mode::x, {0, 4096});
+    const int was_read = read.get();
+    const std::lock_guard lock(mutex);
+    writes.push_back(written);
+    reads.push_back(was_read);
+  }
+  void invalidate_attributes(Ino /*ino*/) override {}
+  void shed(Ino ino, Mode /*keep*/) override { sheds += ino == mapped ? 1 : 0; }
+  void forfeit(Ino ino) override {
+    EXPECT_EQ(ino, mapped);
+    ++forfeits;
+  }
+  std::optional<ValueBlock> publish(Ino /*ino*/) override { return {}; }
+  void session_lost(const std::string& /*reason*/) override { ++losses; }
+  [[nodiscard]] std::size_t failed(const std::vector<int>& codes) {
+    const std::lock_guard lock(mutex);
+    return static_cast<std::size_t>(std::ranges::count(codes, EIO));
+  }
+
+  LockTable* table = nullptr;
+  Ino mapped = 0;
+  std::mutex mutex;
+  std::vector<int> reads, writes;  ///< 0 or errno.
+  std::atomic<int> sheds = 0, forfeits = 0, losses = 0;
+};
+
+/// Lies after a restart: comes back in its own session, and takes what it never had.
+class Liar {
+ public:
+  explicit Liar(const Cluster& cluster) { connect(cluster, 0); }
+  /// Once lockd has restarted.
+  void take_first(const Cluster& cluster, Ino ino) {
+    connect(cluster, client_->welcome().session);
+    ASSERT_TRUE(client_->reassert(df_key_inode(ino), DF_X));
+    client_->reclaimed();
+    thread_ = std::thread([this, ino] {
+      client_->run_until([this] { return told_.load(); }, 20s);
+      client_->unpin(df_key_inode(ino));
+      client_->run_until([this] { return over_.load(); }, 20s);
+    });
+  }
+  void give_up() { told_ = true; }
+  ~Liar() {
+    told_ = over_ = true;
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  void connect(const Cluster& cluster, std::uint64_t session) {
+    lockd::testing::RawClientOptions options;
+    options.lockd = cluster.options("liar").lockd;
+    options.cluster_id = Cluster::kId;
+    options.name = "liar";
+    options.session = session;
+    auto client = lockd::testing::RawClient::connect(options);
+    ASSERT_TRUE(client.ok()) << client.error().message;
+    client_ = std::move(*client);
+    client_->renew_lease();
+  }
+  std::unique_ptr<lockd::testing::RawClient> client_;
+  std::atomic<bool> told_ = false, over_ = false;
+  std::thread thread_;
+};
+
+TEST(ForfeitTest, PageIoThatTheSweepWaitsForFails) {
+  constexpr std::uint32_t kLease = 1400;
+  constexpr Ino kMapped = 7;
+  Cluster cluster(4096, kLease);
+  MappingOwner owner;
+  auto table = cluster.table("honest", owner);
+  owner.table = table.get();
+  owner.mapped = kMapped;
+  ASSERT_TRUE(table->pin_page_io(kMapped, Mode::x, {0, 8192}).ok());
+  for (Ino ino = 100; ino < 200; ++ino)
+    ASSERT_TRUE(table->pin_page_io(ino, Mode::x, {0, 4096}).ok());
+  const auto before = table->session().session;
+  Liar liar(cluster);
+  auto& inside = dynamic_cast<Table&>(*table);
+  inside.pause_lease(true);
+  cluster.stop();
+  std::this_thread::sleep_for(1500ms);
+  cluster.start();
+  liar.take_first(cluster, kMapped);
+  inside.pause_lease(false);
+  const auto give_up = std::chrono::steady_clock::now() + 15s;
+  while (owner.forfeits == 0 && owner.losses == 0 && std::chrono::steady_clock::now() < give_up)
+    std::this_thread::sleep_for(5ms);
+  ASSERT_EQ(owner.forfeits, 1) << inside.describe();
+  EXPECT_EQ(owner.failed(owner.writes), 1u) << "the writeback that the sweep waited for";
+  EXPECT_EQ(owner.failed(owner.reads), 1u);
+  EXPECT_EQ(std::ranges::count(owner.writes, EINTR) + std::ranges::count(owner.reads, EINTR), 0);
+  EXPECT_EQ(owner.sheds, 0) << "nothing of it is written";
+  while (table->session().state != "live" && std::chrono::steady_clock::now() < give_up)
+    std::this_thread::sleep_for(5ms);
+  const auto after = table->session();
+  EXPECT_EQ(after.state, "live");
+  EXPECT_EQ(after.session, before);
+  EXPECT_EQ(after.forfeited, 1u);
+  EXPECT_EQ(table->counters().held, 100u);
+  for (Ino ino = 100; ino < 200; ++ino)
+    EXPECT_TRUE(table->pin_page_io(ino, Mode::x, {0, 4096}).ok()) << ino;
+  auto again = std::async(std::launch::async, [&] {
+    return table->pin_page_io(kMapped, Mode::x, {0, 4096}).ok();
+  });
+  EXPECT_EQ(again.wait_for(100ms), std::future_status::timeout) << "the liar has it";
+  liar.give_up();
+  EXPECT_TRUE(again.get());
+  EXPECT_EQ(owner.failed(owner.writes), 1u) << "told once";
+  EXPECT_EQ(owner.losses, 0);
 }
 
 TEST(RecoveryScaleTest, ManyLocksAreTakenAgainSoon) {

@@ -21,6 +21,7 @@
 //
 // Pages under S and a file open for writing never meet: an open raises page_io_needs_x and then drops S. A READ that comes in between waits
 // for X, but the sweep of that drop may wait for its page; so while pages under S are being given up, READs still join under S.
+// Of a lock that is forfeited nobody is admitted: page I/O that comes before the gate closes fails (EIO), for the sweep may wait for its pages.
 //
 // Lease (session_keeper.h): a lock is used only while the session is trusted. Without trust pins wait, tries fail, and what the kernel has is
 // swept (recovery.cc), because the kernel would go on serving it by itself.
@@ -151,6 +152,7 @@ class Table final : public LockTable, public LinkUser, public SessionUser {
   void leave(Lock& lock, Guard& guard, Waiter& waiter);
   Mode needed(const Lock& lock, const Waiter& waiter);
   bool may_join(const Lock& lock, const Waiter& waiter);
+  static bool is_forfeited(const Lock& lock, const Waiter& waiter);
   void admit(Lock& lock, const Waiter& waiter);
   bool may_be_guest(Lock& lock, const Waiter& waiter, Clock::time_point since);
   Pin pin_of(Lock& lock, Mode mode, bool guest = false);

@@ -42,6 +42,13 @@ bool Table::may_join(const Lock& lock, const Waiter& waiter) {
   return lock.covers(waiter.mode) && lock.shed.active && lock.shed.pages;
 }
 
+/// Whether the waiter's pages may be what the sweep of a forfeited lock waits for: nobody will serve them under that lock any more, and the
+/// lock comes back only after the sweep. What was dirty in them must not be written.
+bool Table::is_forfeited(const Lock& lock, const Waiter& waiter) {
+  return waiter.page_io != nullptr && lock.page_io && lock.core.forfeited != 0 &&
+         lock.core.gate == DF_GATE_REVOKING;
+}
+
 /// A pin was counted by the core: what the shell remembers of it.
 void Table::admit(Lock& lock, const Waiter& waiter) {
   lock.recent = true;
@@ -105,6 +112,10 @@ std::optional<Result<Pin>> Table::look(Lock& lock, Guard& guard, Waiter& waiter,
   if (lock.core.lost != 0) {
     leave(lock, guard, waiter);
     return lost_error();
+  }
+  if (is_forfeited(lock, waiter)) {
+    leave(lock, guard, waiter);
+    return Error{EIO, "the lock could not be had again after lockd's restart"};
   }
   if (may_be_guest(lock, waiter, since)) {
     const Mode now = needed(lock, waiter);
@@ -183,7 +194,7 @@ Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
   milliseconds pause{1};  // lockd has no room: 1 ms, doubling to 100.
   while (true) {
     const bool trusted = keeper_->trusted();
-    if (trusted || lock.core.lost != 0) {
+    if (trusted || lock.core.lost != 0 || is_forfeited(lock, waiter)) {
       if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
     }
     const bool parked = may_join(lock, waiter);
