@@ -148,6 +148,7 @@ Status read_cluster(Section section, Cluster& out) {
 Status read_fabric(Section section, Fabric& out) {
   DISTFUSE_TRY(section.text("kind", out.kind));
   DISTFUSE_TRY(section.text("device", out.device));
+  DISTFUSE_TRY(section.text("data_device", out.data_device));
   DISTFUSE_TRY(section.no_more());
   if (out.kind != "ucx" && out.kind != "verbs") {
     return section.wrong("kind", fmt::format("is '{}': it must be ucx or verbs", out.kind));
@@ -323,9 +324,11 @@ std::string to_toml(const Cluster& cluster) {
     }
     storageds.push_back(std::move(t));
   }
+  toml::table fabric{{"kind", cluster.fabric.kind}, {"device", cluster.fabric.device}};
+  if (!cluster.fabric.data_device.empty()) fabric.insert("data_device", cluster.fabric.data_device);
   const toml::table file{
       {"cluster", toml::table{{"id", cluster.id}, {"name", cluster.name}}},
-      {"fabric", toml::table{{"kind", cluster.fabric.kind}, {"device", cluster.fabric.device}}},
+      {"fabric", fabric},
       {"lockd", toml::table{{"listen", cluster.lockd.listen},
                             {"slots", static_cast<std::int64_t>(cluster.lockd.slots)},
                             {"state_dir", cluster.lockd.state_dir},

@@ -15,6 +15,12 @@ namespace distfuse::config {
 struct Fabric {
   std::string kind = "ucx";  ///< ucx or verbs: how locks are reached.
   std::string device;        ///< Network or RDMA device; empty: any.
+  std::string data_device;  ///< UCX's device for the storage RPC; empty: `device` if that is UCX's.
+
+  /// As UCX_NET_DEVICES; empty: any.
+  [[nodiscard]] std::string storage_device() const {
+    return data_device.empty() && kind == "ucx" ? device : data_device;
+  }
 };
 
 struct Lockd {

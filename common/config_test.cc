@@ -52,6 +52,19 @@ TEST(Config, ReadsEveryKey) {
   EXPECT_EQ(cluster->find_storaged("c"), nullptr);
 }
 
+TEST(Config, TheStorageHasADeviceOfItsOwn) {
+  auto parsed = parse_cluster(kGood, "f.toml");
+  ASSERT_TRUE(parsed);
+  parsed->fabric = {"ucx", "lo", ""};
+  EXPECT_EQ(parsed->fabric.storage_device(), "lo");
+  parsed->fabric = {"verbs", "rxe0", ""};
+  EXPECT_EQ(parsed->fabric.storage_device(), "") << "UCX does not know verbs' names";
+  parsed->fabric = {"verbs", "rxe0", "eth0"};
+  auto again = parse_cluster(to_toml(*parsed), "again");
+  ASSERT_TRUE(again) << again.error().message;
+  EXPECT_EQ(again->fabric.storage_device(), "eth0");
+}
+
 TEST(Config, WritesWhatItReads) {
   auto cluster = parse_cluster(kGood, "f.toml");
   ASSERT_TRUE(cluster);

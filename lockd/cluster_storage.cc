@@ -26,7 +26,7 @@ Result<std::unique_ptr<Storage>> ClusterStorage::create(const config::Cluster& c
   options.data = cluster.data_addresses();
   options.cluster_id = cluster.id;
   options.role = rpc::Role::lockd;
-  options.device = cluster.fabric.kind == "ucx" ? cluster.fabric.device : "";
+  options.device = cluster.fabric.storage_device();
   options.channels = 1;  // Its connections are the ones that are watched.
   options.give_up = kAttempt;
   auto client = rpc::Client::create(options);

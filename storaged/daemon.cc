@@ -121,7 +121,7 @@ Result<std::unique_ptr<rpc::Server>> DaemonImpl::listen(rpc::Handler& handler, b
   rpc::ServerOptions options;
   options.listen = data ? self_.data_listen : self_.meta_listen;
   options.cluster_id = cluster_.id;
-  options.device = cluster_.fabric.device;
+  options.device = cluster_.fabric.storage_device();
   options.data = data;
   options.metadata = !data;
   return rpc::Server::create(options, handler);
@@ -195,7 +195,7 @@ Status DaemonImpl::open_purger() {
   options.data = cluster_.data_addresses();
   options.cluster_id = cluster_.id;
   options.role = rpc::Role::storaged;
-  options.device = cluster_.fabric.device;
+  options.device = cluster_.fabric.storage_device();
   options.channels = 1;
   options.give_up = kPurgeGiveUp;
   const auto count = static_cast<std::uint32_t>(options.data.size());

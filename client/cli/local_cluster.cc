@@ -26,6 +26,7 @@ namespace {
 
 constexpr unsigned kDefaultStorageds = 2;
 constexpr unsigned kMaxStorageds = 64;
+constexpr const char* kDefaultHost = "127.0.0.1";
 constexpr unsigned kFirstPort = 15000;  // Linux takes 32768 to 60999 for outgoing connections
 constexpr unsigned kLastPort = 31999;
 
@@ -33,42 +34,47 @@ std::uint16_t port_of(const std::string& address) {
   return static_cast<std::uint16_t>(std::stoul(address.substr(address.rfind(':') + 1)));
 }
 
-/// Binds and listens on 127.0.0.1:port for a moment.
-bool port_is_free(std::uint16_t port) {
+std::string host_of(const std::string& address) {
+  return address.substr(0, address.rfind(':'));
+}
+
+/// Binds and listens on host:port for a moment.
+bool port_is_free(const std::string& host, std::uint16_t port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int on = 1;
   setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const bool free =
-      bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 && listen(fd, 1) == 0;
+  const bool free = inet_pton(AF_INET, host.c_str(), &address.sin_addr) == 1 &&
+                    bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+                    listen(fd, 1) == 0;
   close(fd);
   return free;
 }
 
 /// A free port outside of the range that the kernel takes for outgoing connections: else a client that connects to a daemon that is
 /// away may get the daemon's port for its own end, and even connect to itself.
-std::uint16_t free_port() {
+std::uint16_t free_port(const std::string& host) {
   static std::mt19937 random{std::random_device{}()};
   for (;;) {
     const auto port = static_cast<std::uint16_t>(
         std::uniform_int_distribution<unsigned>(kFirstPort, kLastPort)(random));
-    if (port_is_free(port)) return port;
+    if (port_is_free(host, port)) return port;
   }
 }
 
-/// Gives every listener a port that is free now, keeping those that are.
-bool choose_ports(config::Cluster& cluster) {
+/// Gives every listener a port that is free now, keeping those that are, and their hosts; new ones are on `host`.
+bool choose_ports(config::Cluster& cluster, const std::string& new_host) {
   std::set<std::uint16_t> taken;
   bool changed = false;
   const auto choose = [&](std::string& address) {
     const std::uint16_t old = address.empty() ? 0 : port_of(address);
-    std::uint16_t port = old != 0 && port_is_free(old) ? old : free_port();
-    while (!taken.insert(port).second) port = free_port();
+    const std::string host = address.empty() ? new_host : host_of(address);
+    std::uint16_t port = old != 0 && port_is_free(host, old) ? old : free_port(host);
+    while (!taken.insert(port).second) port = free_port(host);
     changed |= port != old;
-    address = fmt::format("127.0.0.1:{}", port);
+    address = fmt::format("{}:{}", host, port);
   };
   choose(cluster.lockd.listen);
   for (config::Storaged& s : cluster.storaged) {
@@ -78,11 +84,16 @@ bool choose_ports(config::Cluster& cluster) {
   return changed;
 }
 
-config::Cluster new_cluster(const LocalCluster& local, unsigned storageds) {
+config::Cluster new_cluster(const LocalCluster& local, const UpOptions& options) {
+  const unsigned storageds = options.storageds == 0 ? kDefaultStorageds : options.storageds;
   config::Cluster cluster;
   cluster.id = config::new_cluster_id();
   cluster.name = fs::path(local.root).filename();
-  cluster.fabric.device = "lo";
+  if (!options.fabric.empty()) cluster.fabric.kind = options.fabric;
+  cluster.fabric.data_device = options.data_device;
+  const bool on_loopback =
+      cluster.fabric.kind == "ucx" && options.device.empty() && options.address.empty();
+  cluster.fabric.device = on_loopback ? "lo" : options.device;
   cluster.lockd.state_dir = local.root + "/lockd";
   for (unsigned i = 0; i < storageds; ++i) {
     config::Storaged s;
@@ -94,6 +105,28 @@ config::Cluster new_cluster(const LocalCluster& local, unsigned storageds) {
     cluster.storaged.push_back(std::move(s));
   }
   return cluster;
+}
+
+/// What cannot be changed once the cluster is there.
+Status check_same_cluster(const LocalCluster& local, const config::Cluster& cluster,
+                          const UpOptions& options) {
+  const auto differs = [&](const std::string& flag, const std::string& has) {
+    return Error{EINVAL, fmt::format("the cluster in {} has {}: leave {} out, or use another "
+                                     "--root",
+                                     local.root, has, flag)};
+  };
+  if (options.storageds != 0 && options.storageds != cluster.storaged.size())
+    return differs("--storage",
+                   fmt::format("{} storageds, not {}", cluster.storaged.size(), options.storageds));
+  if (!options.fabric.empty() && options.fabric != cluster.fabric.kind)
+    return differs("--fabric", "the fabric " + cluster.fabric.kind);
+  if (!options.device.empty() && options.device != cluster.fabric.device)
+    return differs("--device", "the device '" + cluster.fabric.device + "'");
+  if (!options.data_device.empty() && options.data_device != cluster.fabric.data_device)
+    return differs("--data-device", "the data device '" + cluster.fabric.data_device + "'");
+  if (!options.address.empty() && options.address != host_of(cluster.lockd.listen))
+    return differs("--address", "the address " + host_of(cluster.lockd.listen));
+  return {};
 }
 
 /// Checked as any cluster file before it is written.
@@ -181,32 +214,30 @@ Result<LocalCluster> open_local_cluster(const std::string& root, bool must_exist
   return local;
 }
 
-Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, unsigned storageds,
-                                              std::optional<std::uint64_t> lease_ms) {
-  if (storageds > kMaxStorageds) {
+Result<config::Cluster> prepare_local_cluster(const LocalCluster& local, const UpOptions& options) {
+  const std::string host = options.address.empty() ? kDefaultHost : options.address;
+  if (options.storageds > kMaxStorageds) {
     return Error{EINVAL, fmt::format("--storage {} is too many for one machine: at most {}",
-                                     storageds, kMaxStorageds)};
+                                     options.storageds, kMaxStorageds)};
   }
+  if (in_addr parsed{}; inet_pton(AF_INET, host.c_str(), &parsed) != 1)
+    return Error{EINVAL, fmt::format("--address {} is no IPv4 address", host)};
   DISTFUSE_TRY(make_folder(local.root));
   DISTFUSE_TRY(make_folder(local.run_dir()));
   DISTFUSE_TRY(make_folder(local.root + "/data"));
   std::error_code error;
   if (!fs::exists(local.config_path(), error)) {
-    config::Cluster cluster = new_cluster(local, storageds == 0 ? kDefaultStorageds : storageds);
-    choose_ports(cluster);
-    if (lease_ms) cluster.lockd.lease_ms = *lease_ms;
+    config::Cluster cluster = new_cluster(local, options);
+    choose_ports(cluster, host);
+    if (options.lease_ms) cluster.lockd.lease_ms = *options.lease_ms;
     return save_cluster(local, cluster);
   }
   auto cluster = config::load_cluster(local.config_path());
   if (!cluster) return cluster.error();
-  if (storageds != 0 && storageds != cluster->storaged.size()) {
-    return Error{EINVAL, fmt::format("the cluster in {} has {} storageds, not {}: leave --storage "
-                                     "out, or use another --root",
-                                     local.root, cluster->storaged.size(), storageds)};
-  }
-  bool changed = choose_ports(*cluster);
-  if (lease_ms && *lease_ms != cluster->lockd.lease_ms) {
-    cluster->lockd.lease_ms = *lease_ms;
+  DISTFUSE_TRY(check_same_cluster(local, *cluster, options));
+  bool changed = choose_ports(*cluster, host);
+  if (options.lease_ms && *options.lease_ms != cluster->lockd.lease_ms) {
+    cluster->lockd.lease_ms = *options.lease_ms;
     changed = true;
   }
   return changed ? save_cluster(local, *cluster) : cluster;

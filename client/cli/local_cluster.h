@@ -45,12 +45,24 @@ struct LocalCluster {
 /// Finds the folder; `must_exist`: it must hold a cluster file. Error: ENOENT with what to do.
 [[nodiscard]] Result<LocalCluster> open_local_cluster(const std::string& root, bool must_exist);
 
-/// Reads ROOT/cluster.toml, or writes a new one with `storageds` daemons (0: what is there, or 2). Ports that are taken are
-/// chosen anew; `lease_ms` is written into it. Error: another number of storageds than the cluster has, a lease that is out of range,
-/// a folder that cannot be written.
+struct UpOptions {
+  std::string root;
+  std::vector<std::string> mounts;
+  unsigned storageds = 0;                 ///< Of a new cluster; 0: two.
+  std::optional<std::uint64_t> lease_ms;  ///< Kept in the cluster file; none: what it has.
+  // Of a new cluster; empty: ucx on lo, 127.0.0.1.
+  std::string fabric;   ///< ucx or verbs.
+  std::string device;   ///< As in the cluster file, as the next.
+  std::string data_device;
+  std::string address;  ///< IPv4 address of this machine that every daemon listens on.
+  std::string log_level = "info";
+};
+
+/// Reads ROOT/cluster.toml, or writes a new one. Ports that are taken are chosen anew; the lease is written into it. Error: another
+/// number of storageds than the cluster has, a lease that is out of range, another fabric or address, a folder that cannot be
+/// written.
 [[nodiscard]] Result<config::Cluster> prepare_local_cluster(const LocalCluster& local,
-                                                            unsigned storageds,
-                                                            std::optional<std::uint64_t> lease_ms);
+                                                            const UpOptions& options);
 
 /// Starts one of its daemons with its log and admin socket under ROOT/run, and waits until it is ready. The daemon's arguments
 /// are those after the common ones.
@@ -61,13 +73,6 @@ struct LocalCluster {
 /// What each daemon says of itself: {"cluster", "root", "daemons": [{name, kind, pid, alive, status}]}.
 [[nodiscard]] Result<nlohmann::json> collect_status(const LocalCluster& local);
 
-struct UpOptions {
-  std::string root;
-  std::vector<std::string> mounts;
-  unsigned storageds = 0;
-  std::optional<std::uint64_t> lease_ms;  ///< Kept in the cluster file; none: what it has.
-  std::string log_level = "info";
-};
 [[nodiscard]] Status up(const UpOptions& options);
 
 /// Starts a storaged or lockd again; one that runs is stopped first. A mount whose client is dead is mounted again. Error: an

@@ -149,6 +149,17 @@ void add_cluster(CLI::App& app, UpOptions& up_options, DownOptions& down_options
           "while it is connected (default: what the cluster file says)")
       ->transform(
           CLI::AsNumberWithUnit(std::map<std::string, std::uint64_t>{{"ms", 1}, {"s", 1000}}));
+  up_command
+      ->add_option("--fabric", up_options.fabric,
+                   "How locks of a new cluster are reached: ucx (default) or verbs")
+      ->check(CLI::IsMember({"ucx", "verbs"}));
+  up_command->add_option("--device", up_options.device,
+                         "Network device (ucx) or RDMA device (verbs) of a new cluster");
+  up_command->add_option("--data-device", up_options.data_device,
+                         "UCX's device for the storage of a new cluster (default: --device)");
+  up_command->add_option("--address", up_options.address,
+                         "This machine's IPv4 address that the daemons of a new cluster listen on "
+                         "(default: 127.0.0.1)");
   up_command->add_option("--log-level", up_options.log_level, "trace, debug, info, warn or error")
       ->capture_default_str();
   up_command->callback([&] { exit_code = say(up(up_options)); });

@@ -172,7 +172,7 @@ Status up(const UpOptions& options) {
   auto mounts = check_mounts(options.mounts);
   if (!mounts) return mounts.error();
   DISTFUSE_TRY(check_not_running(*local));
-  auto cluster = prepare_local_cluster(*local, options.storageds, options.lease_ms);
+  auto cluster = prepare_local_cluster(*local, options);
   if (!cluster) return cluster.error();
 
   Startup startup(*local, options, 1 + cluster->storaged.size() + mounts->size());

@@ -182,7 +182,7 @@ Result<Filesystem::Generation> Filesystem::make_generation(std::uint64_t number)
   rpc_options.data = cluster.data_addresses();
   rpc_options.cluster_id = cluster.id;
   rpc_options.session = fresh.locks->session().session;
-  rpc_options.device = cluster.fabric.device;
+  rpc_options.device = cluster.fabric.storage_device();
   rpc_options.give_up = std::chrono::seconds(cluster.client.give_up_s);
   auto client = rpc::Client::create(rpc_options);
   if (!client) return client.error();
