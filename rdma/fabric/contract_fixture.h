@@ -131,6 +131,7 @@ class Node : public Handler {
 struct Kind {
   std::string name;
   std::function<std::unique_ptr<Fabric>()> open;
+  std::string host = "127.0.0.1";  ///< Of this machine, where the fabric listens.
 };
 
 /// A server in a thread of its own, a client driven by the test.
@@ -140,7 +141,7 @@ class Pair {
 
   explicit Pair(const Kind& kind) : fabric(kind.open()), server(*fabric), client(*fabric) {
     server.region = must(fabric->create_region(kRegion));
-    address = must(server.worker->listen("127.0.0.1:0"));
+    address = must(server.worker->listen(kind.host + ":0"));
     local = must(client.worker->allocate(64 * 1024));
   }
   ~Pair() {
