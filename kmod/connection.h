@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A connection: one mount's requests to its client daemon, over /dev/distfuse, in the FUSE wire protocol.
+ *
+ * Parties: callers (operations, writeback, readahead) make requests; the daemon's threads read and answer them; the device's
+ * release says that the daemon is gone.
+ *
+ * States of a request: NEW → PENDING (queued) → SENT (read by the daemon) → DONE (answered, failed). SENT → PENDING when the
+ * daemon is lost: the next daemon is sent it again, in the order of `unique`, with the same `unique`. A request whose caller was
+ * killed goes on by itself: the pins that cover it go with its end (dfs_request_call).
+ *
+ * Serialised by: `spin`, for queues and states. Copying to and from the daemon's memory happens outside of it: COPYING keeps the
+ * request from being ended or sent again meanwhile.
+ *
+ * Recovery: no daemon: requests wait for `give_up`, then the connection is aborted. Aborted: every request ends with -ENOTCONN, now and
+ * ever after.
+ *
+ * Limits: requests of tasks: one a task, or as many as a killed task left. Background ones (pages): DFS_BACKGROUND, beyond it the
+ * maker waits; each holds at most DFS_MAX_PAGES pages, so 64 MiB in all.
+ */
+#ifndef DISTFUSE_KMOD_CONNECTION_H
+#define DISTFUSE_KMOD_CONNECTION_H
+
+#include <linux/fs.h>
+#include <linux/fuse.h>
+#include <linux/list.h>
+#include <linux/refcount.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "pin.h"
+
+#define DFS_MAX_PAGES 256u
+#define DFS_MAX_IO (DFS_MAX_PAGES * PAGE_SIZE)
+#define DFS_BACKGROUND 64u
+#define DFS_INLINE_IN 160u
+#define DFS_INLINE_OUT 160u
+#define DFS_SENT_BUCKETS 64u
+
+struct dfs_connection;
+struct dfs_session;
+
+enum dfs_request_state {
+	DFS_REQUEST_NEW = 0,
+	DFS_REQUEST_PENDING,
+	DFS_REQUEST_SENT,
+	DFS_REQUEST_DONE,
+};
+
+struct dfs_request {
+	struct list_head link; /* pending, or a bucket of sent */
+	refcount_t refs;
+	u8 state;     /* enum dfs_request_state; under connection->spin */
+	bool copying; /* a thread of the daemon copies; under connection->spin */
+	bool background;
+	bool seen;	   /* by a daemon: it may have taken effect */
+	bool caller_left;  /* killed; under connection->spin */
+	bool out_variable; /* the answer may be shorter than out_size */
+	bool pages_owned;  /* page references go with the request */
+	bool pages_in;	   /* pages are the request's payload (WRITE), else the answer's */
+	int error;	   /* of the answer: 0 or -errno */
+	struct dfs_connection *connection;
+	struct fuse_in_header head;
+	u32 in_size;
+	u32 out_size;
+	u32 out_length; /* what came */
+	void *in;
+	void *out;
+	struct page **
+		pages; /* DFS_MAX_PAGES of room, in file order; referenced by who made the request, or owned */
+	u32 page_count;
+	u32 page_bytes;
+	wait_queue_head_t wait;
+	/* Of dfs_request_start: called once when DONE, by the daemon's thread or the aborter; must not wait for the daemon. */
+	void (*end)(struct dfs_request *request);
+	struct work_struct work; /* caller_left: gives up what was the caller's */
+	void *private;
+	struct dfs_pins pins; /* taken over from a caller that was killed */
+	u8 inline_in[DFS_INLINE_IN];
+	u8 inline_out[DFS_INLINE_OUT];
+};
+
+struct dfs_connection {
+	struct list_head link; /* of all, under dfs_connections_mutex */
+	refcount_t refs;
+	u64 id;
+	dev_t device; /* of the mount; 0 before it */
+	spinlock_t spin;
+	struct list_head pending;
+	struct list_head sent[DFS_SENT_BUCKETS];
+	wait_queue_head_t readers;
+	wait_queue_head_t room; /* for background requests */
+	u32 background;
+	u64 next_unique;
+	bool attached; /* there is a daemon */
+	bool ready;    /* it has answered INIT */
+	bool aborted;
+	bool mounted;
+	u32 give_up_ms;
+	struct delayed_work give_up;
+	struct dfs_session *session;
+	u64 upcalls; /* requests that the daemon read, for tests of "no upcall on a hit" */
+};
+
+/*
+ * A request with zeroed `in_size` bytes to fill and room for `out_size` bytes of answer; NULL: no memory. `fallible` false: waits for
+ * memory set aside for writeback, never NULL (sizes must be inline then).
+ */
+struct dfs_request *dfs_request_new(struct dfs_connection *connection, u32 opcode, u64 inode,
+				    u32 in_size, u32 out_size, bool fallible);
+/* Room for pages: always had, may sleep. */
+void dfs_request_pages(struct dfs_request *request);
+/*
+ * Sends and waits. 0; the server's -errno; -EINTR: the task is being killed, and `pins` (may be NULL) went to the request; -ENOTCONN.
+ * The request stays the caller's to put.
+ */
+int dfs_request_call(struct dfs_request *request, struct dfs_pins *pins);
+/* Sends; the request is the connection's from here. request->end is called in every case, with -ENOTCONN too. Waits for room. */
+void dfs_request_start(struct dfs_request *request);
+void dfs_request_put(struct dfs_request *request);
+
+struct dfs_connection *dfs_connection_new(void);
+struct dfs_connection *dfs_connection_get(struct dfs_connection *connection);
+void dfs_connection_put(struct dfs_connection *connection);
+/* For mount(2): the connection with this number, if it is not mounted; it is then. */
+struct dfs_connection *dfs_connection_claim(u64 id);
+struct dfs_connection *dfs_connection_of_device(u32 minor);
+void dfs_connection_abort(struct dfs_connection *connection);
+/* Makes this the connection's daemon: sends INIT, then what the former one left. -EBUSY; -ENOTCONN. */
+int dfs_connection_attach(struct dfs_connection *connection);
+void dfs_connection_detach(struct dfs_connection *connection);
+
+/* For device.c: the next request for the daemon, marked COPYING and SENT, or an error (-EAGAIN with `nonblock`). */
+struct dfs_request *dfs_connection_next(struct dfs_connection *connection, size_t room,
+					bool nonblock);
+void dfs_connection_copied(struct dfs_request *request, int error);
+struct dfs_request *dfs_connection_answered(struct dfs_connection *connection, u64 unique);
+void dfs_connection_finish(struct dfs_request *request, int error);
+bool dfs_connection_readable(struct dfs_connection *connection);
+
+int dfs_request_cache_init(void);
+void dfs_request_cache_exit(void);
+int dfs_device_init(void);
+void dfs_device_exit(void);
+
+#endif

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Regular files: read, write, sync, space. User memory is touched under a pin only with page faults off (LOCKING.md, "Why nothing waits in a
+ * cycle", 2): what is not there is faulted in without a pin, a window at a time, and the copy goes on where it was.
+ */
+#include <linux/fs.h>
+#include <linux/falloc.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/splice.h>
+#include <linux/uio.h>
+#include <linux/writeback.h>
+
+#include "inode.h"
+#include "open.h"
+#include "rdma/lock/slot.h"
+
+#define DFS_WINDOW (1u << 20)
+
+struct dfs_copy {
+	size_t window; /* to fault in next; halved when it was of no use */
+	size_t last;   /* what was left when the last one was faulted in */
+};
+
+/* False: nothing is left to try, the error stands. `left`: of the iterator. */
+static bool dfs_fault_in(struct dfs_copy *copy, struct iov_iter *iter, bool readable)
+{
+	size_t left = iov_iter_count(iter), missing;
+
+	if (copy->last == left)
+		copy->window = max_t(size_t, copy->window / 2, PAGE_SIZE);
+	else
+		copy->window = DFS_WINDOW;
+	copy->last = left;
+	missing = readable ? fault_in_iov_iter_readable(iter, min(copy->window, left))
+			   : fault_in_iov_iter_writeable(iter, min(copy->window, left));
+	return missing < min(copy->window, left);
+}
+
+/* --- read ------------------------------------------------------------------------------------------- */
+
+static ssize_t dfs_read_pinned(struct kiocb *iocb, struct iov_iter *to, ssize_t done)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	struct dfs_pins pins;
+	ssize_t result;
+	int error = dfs_pin(&pins, inode, DF_S);
+
+	if (error)
+		return done ? done : error;
+	error = dfs_refresh(inode, &pins);
+	if (error) {
+		dfs_unpin(&pins);
+		return done ? done : error;
+	}
+	pagefault_disable();
+	result = filemap_read(iocb, to, done);
+	pagefault_enable();
+	dfs_unpin(&pins);
+	return result;
+}
+
+static ssize_t dfs_read_iter(struct kiocb *iocb, struct iov_iter *to)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	struct dfs_copy copy = {.window = DFS_WINDOW};
+	ssize_t done = 0, result;
+
+	if (iocb->ki_flags & IOCB_DIRECT) {
+		/* Through the cache, which is coherent: nothing is kept from the caller by it. */
+		iocb->ki_flags &= ~IOCB_DIRECT;
+	}
+	for (;;) {
+		result = dfs_read_pinned(iocb, to, done);
+		if (result > 0)
+			done = result;
+		if (result < 0 && result != -EFAULT)
+			return done ? done : result;
+		/* Short is a fault, or the end of the file: looked at again under the lock. */
+		if (!iov_iter_count(to))
+			return done;
+		if (iocb->ki_pos >= i_size_read(inode))
+			return done;
+		if (!dfs_fault_in(&copy, to, false))
+			return done ? done : -EFAULT;
+	}
+}
+
+/* --- write ------------------------------------------------------------------------------------------- */
+
+/* Under i_rwsem. One stay under the pin: what was written, or an error; -EFAULT: user memory is not there. */
+static ssize_t dfs_write_pinned(struct kiocb *iocb, struct iov_iter *from, bool first)
+{
+	struct file *file = iocb->ki_filp;
+	struct inode *inode = file_inode(file);
+	struct dfs_pins pins;
+	ssize_t result;
+
+	result = dfs_pin(&pins, inode, DF_X);
+	if (result)
+		return result;
+	result = dfs_refresh(inode, &pins);
+	if (!result && first) {
+		/* O_APPEND: the end that counts is the one under the lock. */
+		result = generic_write_checks(iocb, from);
+		if (result > 0) {
+			result = file_remove_privs(file);
+			result = result ? result : file_update_time(file);
+		} else if (!result) {
+			result = -ENODATA; /* nothing to write */
+		}
+	}
+	if (!result) {
+		pagefault_disable();
+		result = generic_perform_write(iocb, from);
+		pagefault_enable();
+	}
+	dfs_unpin(&pins);
+	return result;
+}
+
+static ssize_t dfs_write_all(struct kiocb *iocb, struct iov_iter *from)
+{
+	struct dfs_copy copy = {.window = DFS_WINDOW};
+	ssize_t done = 0, result;
+	bool first = true;
+
+	while (iov_iter_count(from)) {
+		result = dfs_write_pinned(iocb, from, first);
+		if (result == -ENODATA)
+			break;
+		first = false;
+		if (result > 0) {
+			iocb->ki_pos += result;
+			done += result;
+			continue;
+		}
+		if (result && result != -EFAULT)
+			return done ? done : result;
+		if (!dfs_fault_in(&copy, from, true))
+			return done ? done : -EFAULT;
+	}
+	return done;
+}
+
+static ssize_t dfs_write_iter(struct kiocb *iocb, struct iov_iter *from)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	bool direct = iocb->ki_flags & IOCB_DIRECT;
+	ssize_t done;
+	int error;
+
+	if (iocb->ki_flags & IOCB_NOWAIT)
+		return -EAGAIN;
+	iocb->ki_flags &= ~IOCB_DIRECT;
+	inode_lock(inode);
+	done = dfs_write_all(iocb, from);
+	inode_unlock(inode);
+	if (done > 0 && direct) {
+		/* Past the cache: at the server when the call returns, and not kept. */
+		error = filemap_write_and_wait_range(inode->i_mapping, iocb->ki_pos - done,
+						     iocb->ki_pos - 1);
+		if (error)
+			return error;
+	}
+	return done > 0 ? generic_write_sync(iocb, done) : done;
+}
+
+/* --- sync --------------------------------------------------------------------------------------------- */
+
+static int dfs_fsync(struct file *file, loff_t start, loff_t end, int datasync)
+{
+	struct inode *inode = file_inode(file);
+	struct dfs_request *request;
+	struct fuse_fsync_in *in;
+	int error, later;
+
+	error = file_write_and_wait_range(file, start, end);
+	if (!error)
+		error = dfs_flush_attrs(inode);
+	if (!error) {
+		request = dfs_request_new(dfs_c(inode), FUSE_FSYNC, inode->i_ino, sizeof(*in), 0,
+					  true);
+		if (!request)
+			return -ENOMEM;
+		in = request->in;
+		in->fsync_flags = datasync ? FUSE_FSYNC_FDATASYNC : 0;
+		error = dfs_request_call(request, NULL);
+		dfs_request_put(request);
+	}
+	/* What a shed met meanwhile. */
+	later = file_check_and_advance_wb_err(file);
+	return error ? error : later;
+}
+
+/* close tells what writeback met; it does not wait for it: other nodes see what is dirty here by the lock. */
+static int dfs_flush(struct file *file, fl_owner_t owner)
+{
+	return file->f_mode & FMODE_WRITE ? file_check_and_advance_wb_err(file) : 0;
+}
+
+/* --- space --------------------------------------------------------------------------------------------- */
+
+/* Under i_rwsem, the pin on X and invalidate_lock. */
+static int dfs_fallocate_pinned(struct inode *inode, int mode, loff_t offset, loff_t length,
+				struct dfs_pins *pins)
+{
+	struct dfs_request *request;
+	struct fuse_fallocate_in *in;
+	int error;
+
+	error = dfs_refresh(inode, pins);
+	if (!error && !(mode & FALLOC_FL_KEEP_SIZE))
+		error = inode_newsize_ok(inode, offset + length);
+	/* No writeback of what is punched may come after the punch. */
+	if (!error && (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)))
+		error = filemap_write_and_wait_range(inode->i_mapping, offset, offset + length - 1);
+	if (!error)
+		error = dfs_flush_attrs(inode);
+	if (error)
+		return error;
+	request = dfs_request_new(dfs_c(inode), FUSE_FALLOCATE, inode->i_ino, sizeof(*in), 0, true);
+	if (!request)
+		return -ENOMEM;
+	in = request->in;
+	in->offset = offset;
+	in->length = length;
+	in->mode = mode;
+	error = dfs_request_call(request, pins);
+	dfs_request_put(request);
+	if (error)
+		return error;
+	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+		truncate_pagecache_range(inode, offset, offset + length - 1);
+	set_bit(DFS_CHANGED, &dfs_i(inode)->flags);
+	clear_bit(DFS_ATTRS, &dfs_i(inode)->flags);
+	return dfs_refresh(inode, pins);
+}
+
+static long dfs_fallocate(struct file *file, int mode, loff_t offset, loff_t length)
+{
+	struct inode *inode = file_inode(file);
+	struct dfs_pins pins;
+	int error;
+
+	if (mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+		return -EOPNOTSUPP;
+	inode_lock(inode);
+	inode_dio_wait(inode);
+	error = dfs_pin(&pins, inode, DF_X);
+	if (!error) {
+		filemap_invalidate_lock(inode->i_mapping);
+		error = dfs_fallocate_pinned(inode, mode, offset, length, &pins);
+		filemap_invalidate_unlock(inode->i_mapping);
+		dfs_unpin(&pins);
+	}
+	inode_unlock(inode);
+	return error;
+}
+
+/* DATA and HOLE are the server's to say: what is dirty goes there first. Under the pin on S. */
+static loff_t dfs_seek_data(struct file *file, loff_t offset, int whence, struct dfs_pins *pins)
+{
+	struct inode *inode = file_inode(file);
+	struct dfs_request *request;
+	struct fuse_lseek_in *in;
+	loff_t result;
+
+	if (offset < 0 || offset >= i_size_read(inode))
+		return -ENXIO;
+	result = filemap_write_and_wait(inode->i_mapping);
+	result = result ? result : dfs_flush_attrs(inode);
+	if (result)
+		return result;
+	request = dfs_request_new(dfs_c(inode), FUSE_LSEEK, inode->i_ino, sizeof(*in),
+				  sizeof(struct fuse_lseek_out), true);
+	if (!request)
+		return -ENOMEM;
+	in = request->in;
+	in->offset = offset;
+	in->whence = whence;
+	result = dfs_request_call(request, pins);
+	if (!result)
+		result = vfs_setpos(file, ((struct fuse_lseek_out *)request->out)->offset,
+				    inode->i_sb->s_maxbytes);
+	dfs_request_put(request);
+	return result;
+}
+
+static loff_t dfs_llseek(struct file *file, loff_t offset, int whence)
+{
+	struct inode *inode = file_inode(file);
+	struct dfs_pins pins;
+	loff_t result;
+
+	if (whence == SEEK_SET || whence == SEEK_CUR)
+		return generic_file_llseek(file, offset, whence);
+	inode_lock_shared(inode);
+	result = dfs_pin(&pins, inode, DF_S);
+	if (!result) {
+		result = dfs_refresh(inode, &pins);
+		if (!result)
+			result = whence == SEEK_END ? generic_file_llseek(file, offset, whence)
+						    : dfs_seek_data(file, offset, whence, &pins);
+		dfs_unpin(&pins);
+	}
+	inode_unlock_shared(inode);
+	return result;
+}
+
+static int dfs_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	vma->vm_ops = &dfs_vm_operations;
+	return 0;
+}
+
+const struct file_operations dfs_file_operations = {
+	.open = dfs_open,
+	.release = dfs_release,
+	.flush = dfs_flush,
+	.llseek = dfs_llseek,
+	.read_iter = dfs_read_iter,
+	.write_iter = dfs_write_iter,
+	.mmap = dfs_mmap,
+	.fsync = dfs_fsync,
+	.splice_read = generic_file_splice_read,
+	.splice_write = iter_file_splice_write,
+	.fallocate = dfs_fallocate,
+};
+
+const struct inode_operations dfs_file_inode_operations = {
+	.getattr = dfs_getattr,
+	.setattr = dfs_setattr,
+	.permission = dfs_permission,
+	.listxattr = dfs_listxattr,
+	.get_acl = dfs_get_acl,
+	.set_acl = dfs_set_acl,
+	.update_time = dfs_update_time,
+};

@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Inodes: made, attributes believed and changed. LOCKING.md says under which lock. */
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/posix_acl.h>
+#include <linux/posix_acl_xattr.h>
+#include <linux/slab.h>
+#include <linux/writeback.h>
+#include <linux/xattr.h>
+
+#include "inode.h"
+#include "lock.h"
+#include "session.h"
+#include "uapi.h"
+
+static struct timespec64 dfs_time(u64 seconds, u32 nanoseconds)
+{
+	return (struct timespec64){.tv_sec = (s64)seconds, .tv_nsec = nanoseconds};
+}
+
+static bool dfs_attr_sane(const struct fuse_attr *attr)
+{
+	return attr->ino && (s64)attr->size >= 0 && attr->atimensec < NSEC_PER_SEC &&
+	       attr->mtimensec < NSEC_PER_SEC && attr->ctimensec < NSEC_PER_SEC;
+}
+
+/* Under inode->spin or I_NEW. */
+static void dfs_take_attr(struct inode *inode, const struct fuse_attr *attr)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	inode->i_mode = (inode->i_mode & S_IFMT) | (attr->mode & 07777);
+	inode->i_uid = make_kuid(&init_user_ns, attr->uid);
+	inode->i_gid = make_kgid(&init_user_ns, attr->gid);
+	set_nlink(inode, attr->nlink);
+	inode->i_blocks = attr->blocks;
+	inode->i_atime = dfs_time(attr->atime, attr->atimensec);
+	if (test_bit(DFS_ATTRS_DIRTY, &dfs->flags))
+		return;
+	inode->i_mtime = dfs_time(attr->mtime, attr->mtimensec);
+	inode->i_ctime = dfs_time(attr->ctime, attr->ctimensec);
+	i_size_write(inode, attr->size);
+}
+
+int dfs_apply_attr(struct inode *inode, const struct fuse_attr *attr)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	if (!dfs_attr_sane(attr) || attr->ino != inode->i_ino)
+		return -EIO;
+	if ((attr->mode ^ inode->i_mode) & S_IFMT)
+		return -ESTALE;
+	spin_lock(&dfs->spin);
+	dfs_take_attr(inode, attr);
+	set_bit(DFS_ATTRS, &dfs->flags);
+	spin_unlock(&dfs->spin);
+	return 0;
+}
+
+static void dfs_init_inode(struct inode *inode, const struct fuse_attr *attr)
+{
+	inode->i_mode = attr->mode;
+	switch (attr->mode & S_IFMT) {
+	case S_IFREG:
+		inode->i_op = &dfs_file_inode_operations;
+		inode->i_fop = &dfs_file_operations;
+		inode->i_mapping->a_ops = &dfs_file_aops;
+		break;
+	case S_IFDIR:
+		inode->i_op = &dfs_directory_inode_operations;
+		inode->i_fop = &dfs_directory_operations;
+		break;
+	case S_IFLNK:
+		inode->i_op = &dfs_symlink_inode_operations;
+		break;
+	default:
+		inode->i_op = &dfs_special_inode_operations;
+		init_special_inode(inode, attr->mode, new_decode_dev(attr->rdev));
+		break;
+	}
+	dfs_take_attr(inode, attr);
+}
+
+struct inode *dfs_iget(struct super_block *sb, const struct fuse_attr *attr)
+{
+	struct dfs_lock *lock;
+	struct inode *inode;
+
+	if (!dfs_attr_sane(attr))
+		return ERR_PTR(-EIO);
+	inode = iget_locked(sb, attr->ino);
+	if (!inode)
+		return ERR_PTR(-ENOMEM);
+	if (!(inode->i_state & I_NEW)) {
+		if (!((attr->mode ^ inode->i_mode) & S_IFMT))
+			return inode;
+		iput(inode);
+		return ERR_PTR(-ESTALE);
+	}
+	lock = dfs_lock_get(dfs_m(sb)->session, df_key_inode(attr->ino), GFP_KERNEL);
+	if (!lock) {
+		iget_failed(inode);
+		return ERR_PTR(-ENOMEM);
+	}
+	dfs_init_inode(inode, attr);
+	dfs_i(inode)->lock = lock;
+	dfs_lock_bind(lock, inode);
+	unlock_new_inode(inode);
+	return inode;
+}
+
+bool dfs_attrs_usable(const struct inode *inode)
+{
+	const struct dfs_inode *dfs = dfs_i(inode);
+
+	/* Cover first: if the bit is still there afterwards, no shed has come by (it clears the bit with the gate closed). */
+	return dfs_lock_covers(dfs->lock, DF_S) && test_bit(DFS_ATTRS, &dfs->flags);
+}
+
+void dfs_inode_distrust(struct inode *inode)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	spin_lock(&dfs->spin);
+	clear_bit(DFS_ATTRS, &dfs->flags);
+	dfs->names++;
+	spin_unlock(&dfs->spin);
+	clear_bit(DFS_NO_CAPS, &dfs->flags);
+	inode->i_flags &= ~S_NOSEC;
+	forget_all_cached_acls(inode);
+}
+
+int dfs_refresh(struct inode *inode, struct dfs_pins *pins)
+{
+	const struct fuse_attr_out *out;
+	struct dfs_request *request;
+	int error;
+
+	if (test_bit(DFS_ATTRS, &dfs_i(inode)->flags))
+		return 0;
+	request = dfs_request_new(dfs_c(inode), FUSE_GETATTR, inode->i_ino,
+				  sizeof(struct fuse_getattr_in), sizeof(*out), true);
+	if (!request)
+		return -ENOMEM;
+	error = dfs_request_call(request, pins);
+	if (!error) {
+		out = request->out;
+		error = dfs_apply_attr(inode, &out->attr);
+	}
+	if (error == -ENOENT)
+		error = -ESTALE;
+	dfs_request_put(request);
+	return error;
+}
+
+int dfs_getattr(struct user_namespace *userns, const struct path *path, struct kstat *stat,
+		u32 mask, unsigned int query)
+{
+	struct inode *inode = d_inode(path->dentry);
+	struct dfs_pins pins;
+	int error = 0;
+
+	if (!(query & AT_STATX_DONT_SYNC) && !dfs_attrs_usable(inode)) {
+		error = dfs_pin(&pins, inode, DF_S);
+		if (error)
+			return error;
+		error = dfs_refresh(inode, &pins);
+		dfs_unpin(&pins);
+	}
+	if (error)
+		return error;
+	generic_fillattr(userns, inode, stat);
+	stat->blksize = DFS_MAX_IO;
+	return 0;
+}
+
+int dfs_permission(struct user_namespace *userns, struct inode *inode, int mask)
+{
+	struct dfs_pins pins;
+	int error;
+
+	if (!dfs_attrs_usable(inode)) {
+		if (mask & MAY_NOT_BLOCK)
+			return -ECHILD;
+		error = dfs_pin(&pins, inode, DF_S);
+		if (error)
+			return error;
+		error = dfs_refresh(inode, &pins);
+		dfs_unpin(&pins);
+		if (error)
+			return error;
+	}
+	return generic_permission(userns, inode, mask);
+}
+
+/* --- changes ------------------------------------------------------------------------------------ */
+
+static void dfs_fill_setattr(const struct iattr *iattr, struct fuse_setattr_in *in)
+{
+	if (iattr->ia_valid & ATTR_MODE) {
+		in->valid |= FATTR_MODE;
+		in->mode = iattr->ia_mode;
+	}
+	if (iattr->ia_valid & ATTR_UID) {
+		in->valid |= FATTR_UID;
+		in->uid = from_kuid(&init_user_ns, iattr->ia_uid);
+	}
+	if (iattr->ia_valid & ATTR_GID) {
+		in->valid |= FATTR_GID;
+		in->gid = from_kgid(&init_user_ns, iattr->ia_gid);
+	}
+	if (iattr->ia_valid & ATTR_SIZE) {
+		in->valid |= FATTR_SIZE;
+		in->size = iattr->ia_size;
+	}
+	if (iattr->ia_valid & ATTR_ATIME) {
+		in->valid |= FATTR_ATIME;
+		in->atime = iattr->ia_atime.tv_sec;
+		in->atimensec = iattr->ia_atime.tv_nsec;
+	}
+	if (iattr->ia_valid & ATTR_MTIME) {
+		in->valid |= FATTR_MTIME;
+		in->mtime = iattr->ia_mtime.tv_sec;
+		in->mtimensec = iattr->ia_mtime.tv_nsec;
+	}
+	if (iattr->ia_valid & ATTR_CTIME) {
+		in->valid |= FATTR_CTIME;
+		in->ctime = iattr->ia_ctime.tv_sec;
+		in->ctimensec = iattr->ia_ctime.tv_nsec;
+	}
+}
+
+static int dfs_send_setattr(struct inode *inode, const struct fuse_setattr_in *in,
+			    struct dfs_pins *pins, struct fuse_attr *attr)
+{
+	struct dfs_request *request;
+	int error;
+
+	/* Without pins: for writeback, which must get a request. */
+	request = dfs_request_new(dfs_c(inode), FUSE_SETATTR, inode->i_ino, sizeof(*in),
+				  sizeof(struct fuse_attr_out), pins != NULL);
+	if (!request)
+		return -ENOMEM;
+	memcpy(request->in, in, sizeof(*in));
+	error = dfs_request_call(request, pins);
+	if (!error)
+		*attr = ((struct fuse_attr_out *)request->out)->attr;
+	dfs_request_put(request);
+	return error;
+}
+
+int dfs_flush_attrs(struct inode *inode)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+	struct fuse_setattr_in in = {};
+	struct fuse_attr attr;
+	int error;
+
+	spin_lock(&dfs->spin);
+	if (!test_and_clear_bit(DFS_ATTRS_DIRTY, &dfs->flags)) {
+		spin_unlock(&dfs->spin);
+		return 0;
+	}
+	in.valid = FATTR_MTIME | FATTR_CTIME;
+	in.mtime = inode->i_mtime.tv_sec;
+	in.mtimensec = inode->i_mtime.tv_nsec;
+	in.ctime = inode->i_ctime.tv_sec;
+	in.ctimensec = inode->i_ctime.tv_nsec;
+	if (S_ISREG(inode->i_mode)) {
+		/* FATTR_FH with this handle: the size alone, no data is cut. */
+		in.valid |= FATTR_SIZE | FATTR_FH;
+		in.fh = DFS_FH_SIZE_ONLY;
+		in.size = i_size_read(inode);
+	}
+	spin_unlock(&dfs->spin);
+	error = dfs_send_setattr(inode, &in, NULL, &attr);
+	if (error && error != -ENOENT && error != -ESTALE) {
+		spin_lock(&dfs->spin);
+		set_bit(DFS_ATTRS_DIRTY, &dfs->flags);
+		spin_unlock(&dfs->spin);
+	}
+	return error;
+}
+
+int dfs_write_inode(struct inode *inode, struct writeback_control *control)
+{
+	return dfs_flush_attrs(inode);
+}
+
+/* Page cache and size, around the server's cut. Under i_rwsem, the pin on X and invalidate_lock. */
+static int dfs_truncate(struct inode *inode, const struct fuse_setattr_in *in,
+			struct dfs_pins *pins, struct fuse_attr *attr)
+{
+	loff_t size = in->size;
+	int error;
+
+	inode_dio_wait(inode);
+	/* What lies beyond goes now, so that no writeback of it can come after the server's cut. Nobody dirties more: faults wait. */
+	error = filemap_write_and_wait_range(inode->i_mapping, size, LLONG_MAX);
+	if (!error)
+		error = dfs_send_setattr(inode, in, pins, attr);
+	if (!error)
+		truncate_setsize(inode, size);
+	return error;
+}
+
+int dfs_setattr(struct user_namespace *userns, struct dentry *dentry, struct iattr *iattr)
+{
+	struct inode *inode = d_inode(dentry);
+	struct fuse_setattr_in in = {};
+	struct fuse_attr attr;
+	struct dfs_pins pins;
+	int error;
+
+	error = dfs_pin(&pins, inode, DF_X);
+	if (error)
+		return error;
+	error = dfs_refresh(inode, &pins);
+	error = error ? error : setattr_prepare(userns, dentry, iattr);
+	error = error ? error : dfs_flush_attrs(inode);
+	if (error)
+		goto out;
+	dfs_fill_setattr(iattr, &in);
+	if (iattr->ia_valid & ATTR_SIZE) {
+		filemap_invalidate_lock(inode->i_mapping);
+		error = dfs_truncate(inode, &in, &pins, &attr);
+		filemap_invalidate_unlock(inode->i_mapping);
+	} else {
+		error = dfs_send_setattr(inode, &in, &pins, &attr);
+	}
+	if (!error)
+		error = dfs_apply_attr(inode, &attr);
+	if (!error)
+		set_bit(DFS_CHANGED, &dfs_i(inode)->flags);
+out:
+	dfs_unpin(&pins);
+	/* With a pin of its own. */
+	if (!error && (iattr->ia_valid & ATTR_MODE))
+		error = posix_acl_chmod(userns, inode, inode->i_mode);
+	return error;
+}
+
+int dfs_change_mode(struct inode *inode, const struct iattr *iattr)
+{
+	struct fuse_setattr_in in = {};
+	struct fuse_attr attr;
+	struct dfs_pins pins;
+	int error = dfs_pin(&pins, inode, DF_X);
+
+	if (error)
+		return error;
+	dfs_fill_setattr(iattr, &in);
+	error = dfs_flush_attrs(inode);
+	error = error ? error : dfs_send_setattr(inode, &in, &pins, &attr);
+	error = error ? error : dfs_apply_attr(inode, &attr);
+	dfs_unpin(&pins);
+	return error;
+}
+
+/* atime is changed by utimes alone (SB_NOATIME). Under X for a regular file's write and fault; else the server keeps the times. */
+int dfs_update_time(struct inode *inode, struct timespec64 *time, int flags)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	if (!S_ISREG(inode->i_mode))
+		return 0;
+	spin_lock(&dfs->spin);
+	if (flags & S_MTIME)
+		inode->i_mtime = *time;
+	if (flags & S_CTIME)
+		inode->i_ctime = *time;
+	set_bit(DFS_ATTRS_DIRTY, &dfs->flags);
+	set_bit(DFS_CHANGED, &dfs->flags);
+	spin_unlock(&dfs->spin);
+	mark_inode_dirty_sync(inode);
+	return 0;
+}

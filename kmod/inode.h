@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* A mount and its inodes. What each field is protected by and when it may be believed: LOCKING.md. */
+#ifndef DISTFUSE_KMOD_INODE_H
+#define DISTFUSE_KMOD_INODE_H
+
+#include <linux/fs.h>
+#include <linux/fuse.h>
+#include <linux/list.h>
+
+#include "connection.h"
+#include "pin.h"
+
+#define DFS_ROOT_INODE 1ull
+#define DFS_MAGIC 0x44465553 /* "DFUS" */
+
+struct dfs_lock;
+struct dfs_session;
+
+/* sb->s_fs_info */
+struct dfs_mount {
+	struct dfs_connection *connection;
+	struct dfs_session *session;
+	struct super_block *sb;
+};
+
+enum dfs_inode_flag {
+	DFS_ATTRS = 0,	 /* attributes are of the present hold of the cluster lock */
+	DFS_ATTRS_DIRTY, /* size or times are newer here than at the server (under X) */
+	DFS_CHANGED, /* something changed under this hold of X: the value block is due with the release */
+	DFS_NO_CAPS,	/* no security.capability, under this hold */
+	DFS_REGISTERED, /* the server knows that it is open here */
+	DFS_FORFEITED,	/* dirty data of a lost lock must not be written any more */
+	DFS_STALE,	/* the server does not know it any more */
+};
+
+struct dfs_inode {
+	struct inode vfs;
+	struct dfs_lock *lock; /* of the inode's key; a reference, from iget to evict */
+	spinlock_t spin;
+	unsigned long flags; /* bits of enum dfs_inode_flag */
+	u64 names; /* directories: names that were found under another value are not believed */
+	u32 opens; /* open files; under spin */
+	u32 chunk_size;
+};
+
+static inline struct dfs_inode *dfs_i(const struct inode *inode)
+{
+	return container_of(inode, struct dfs_inode, vfs);
+}
+static inline struct dfs_mount *dfs_m(const struct super_block *sb)
+{
+	return sb->s_fs_info;
+}
+static inline struct dfs_connection *dfs_c(const struct inode *inode)
+{
+	return dfs_m(inode->i_sb)->connection;
+}
+
+/* --- inode.c --- */
+
+/*
+ * The inode with this number; made of `attr` if it is not here. `attr` is applied if `mode` of its lock is pinned by the caller, or if it
+ * is new. ERR_PTR: -ENOMEM, -ESTALE (another file type than before), -EIO (attributes that make no sense).
+ */
+struct inode *dfs_iget(struct super_block *sb, const struct fuse_attr *attr);
+/* Attributes from the server, under the pin that makes them true: sets DFS_ATTRS. Keeps size and times that are dirty here. */
+int dfs_apply_attr(struct inode *inode, const struct fuse_attr *attr);
+/* Attributes, if they are not of this hold: one request. Under a pin of S or X. */
+int dfs_refresh(struct inode *inode, struct dfs_pins *pins);
+/* Whether attributes may be used now, without a pin: S or X held, trusted, DFS_ATTRS. */
+bool dfs_attrs_usable(const struct inode *inode);
+/* Nothing that is cached of it (but pages and dirty size and times) may be believed. Any context that may sleep. */
+void dfs_inode_distrust(struct inode *inode);
+/* Dirty size and times to the server. 0 or -errno (kept dirty). */
+int dfs_flush_attrs(struct inode *inode);
+int dfs_getattr(struct user_namespace *userns, const struct path *path, struct kstat *stat,
+		u32 mask, unsigned int query);
+int dfs_setattr(struct user_namespace *userns, struct dentry *dentry, struct iattr *iattr);
+/* Mode and times alone, without looking at ACLs. Takes X. */
+int dfs_change_mode(struct inode *inode, const struct iattr *iattr);
+int dfs_permission(struct user_namespace *userns, struct inode *inode, int mask);
+int dfs_write_inode(struct inode *inode, struct writeback_control *control);
+
+int dfs_update_time(struct inode *inode, struct timespec64 *time, int flags);
+
+/* --- open.c: what the server must know of open files --- */
+
+/*
+ * An inode that is open here is registered at the server before anybody can take its last name: by us before an unlink, and before its lock is
+ * shed. So an open under the lock needs no request. Under a pin, or by the shed (`pins` NULL).
+ */
+int dfs_register_open(struct inode *inode, struct dfs_pins *pins);
+/* At eviction. */
+void dfs_unregister_open(struct inode *inode);
+
+/* --- xattr.c --- */
+ssize_t dfs_listxattr(struct dentry *dentry, char *list, size_t size);
+struct posix_acl *dfs_get_acl(struct inode *inode, int type, bool rcu);
+int dfs_set_acl(struct user_namespace *userns, struct inode *inode, struct posix_acl *acl,
+		int type);
+/* Of an inode that was just made: what its directory gave it. Either may be NULL. */
+int dfs_set_made_acls(struct inode *inode, struct posix_acl *inherited, struct posix_acl *access);
+
+/* --- what a shed asks of a cached inode (shed.c) --- */
+
+/*
+ * Brings what X covers to the servers; with `keep` none forgets everything that is cached. Called with the lock's gate closed and no pin.
+ * Never fails: errors are in the mapping, pages that must not be written are dropped.
+ */
+void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited);
+/* Size and times if they changed under X and were not published yet. Any context. */
+bool dfs_inode_publish(struct inode *inode, u64 *size, u64 *mtime_ns, u64 *ctime_ns);
+
+extern const struct inode_operations dfs_directory_inode_operations;
+extern const struct inode_operations dfs_file_inode_operations;
+extern const struct inode_operations dfs_symlink_inode_operations;
+extern const struct inode_operations dfs_special_inode_operations;
+extern const struct file_operations dfs_directory_operations;
+extern const struct file_operations dfs_file_operations;
+extern const struct address_space_operations dfs_file_aops;
+extern const struct dentry_operations dfs_dentry_operations;
+extern const struct xattr_handler *dfs_xattr_handlers[];
+
+int dfs_inode_cache_init(void);
+void dfs_inode_cache_exit(void);
+int dfs_super_init(void);
+void dfs_super_exit(void);
+
+#endif

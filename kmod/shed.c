@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What a cached inode does when its lock is given up. The gate is closed: nobody reads, writes, faults or looks at it under this lock. LOCKING.md, "Revoke". */
+#include <linux/delay.h>
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+
+#include "inode.h"
+#include "rdma/lock/slot.h"
+
+/* Pages go, whatever it takes: a page that stays would be read under the next lock. Who holds them up (a direct I/O, a reader of /proc) does not for ever. */
+static void dfs_drop_pages(struct inode *inode)
+{
+	u32 pause_ms = 1;
+
+	while (invalidate_inode_pages2(inode->i_mapping)) {
+		filemap_write_and_wait(inode->i_mapping);
+		msleep(pause_ms);
+		pause_ms = min(2 * pause_ms, 100u);
+	}
+}
+
+static void dfs_shed_pages(struct inode *inode, u32 keep, bool forfeited)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	if (forfeited)
+		set_bit(DFS_FORFEITED, &dfs->flags);
+	/* Errors are in the mapping, for fsync and close. */
+	filemap_write_and_wait(inode->i_mapping);
+	if (keep == DF_NL)
+		dfs_drop_pages(inode);
+	clear_bit(DFS_FORFEITED, &dfs->flags);
+}
+
+static void dfs_shed_attrs(struct inode *inode, bool forfeited)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	if (!forfeited) {
+		if (dfs_flush_attrs(inode))
+			mapping_set_error(inode->i_mapping, -EIO);
+		return;
+	}
+	spin_lock(&dfs->spin);
+	forfeited = test_and_clear_bit(DFS_ATTRS_DIRTY, &dfs->flags);
+	spin_unlock(&dfs->spin);
+	clear_bit(DFS_CHANGED, &dfs->flags);
+	clear_bit(DFS_REGISTERED, &dfs->flags); /* by a session that is gone */
+	if (forfeited)
+		mapping_set_error(inode->i_mapping, -EIO);
+}
+
+void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited)
+{
+	if (S_ISREG(inode->i_mode))
+		dfs_shed_pages(inode, keep, forfeited);
+	dfs_shed_attrs(inode, forfeited);
+	if (keep != DF_NL)
+		return;
+	dfs_inode_distrust(inode);
+	if (S_ISREG(inode->i_mode) && !forfeited)
+		(void)dfs_register_open(inode,
+					NULL); /* -ENOENT: it is gone, and its use will say so */
+}
+
+bool dfs_inode_publish(struct inode *inode, u64 *size, u64 *mtime_ns, u64 *ctime_ns)
+{
+	if (!test_and_clear_bit(DFS_CHANGED, &dfs_i(inode)->flags))
+		return false;
+	*size = i_size_read(inode);
+	*mtime_ns = timespec64_to_ns(&inode->i_mtime);
+	*ctime_ns = timespec64_to_ns(&inode->i_ctime);
+	return true;
+}
