@@ -16,6 +16,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <regex>
+#include <sstream>
 #include <thread>
 
 namespace distfuse::tests {
@@ -134,8 +135,13 @@ Cluster::~Cluster() {
 void Cluster::up() {
   std::vector<std::string> command{"distfuse", "up", "--root", root()};
   for (const std::string& mount : mounts_) command.insert(command.end(), {"--mount", mount});
-  if (!fs::exists(root()))
+  if (!fs::exists(root())) {
     command.insert(command.end(), {"--storage", std::to_string(options_.storageds)});
+    // Such as "--fabric verbs --device rxe0 --data-device eth0 --address 10.77.0.1": the same tests on another fabric.
+    const char* more = std::getenv("DISTFUSE_TEST_UP");
+    std::istringstream words(more != nullptr ? more : "");
+    for (std::string word; words >> word;) command.push_back(word);
+  }
   if (options_.lease.count() != 0)
     command.insert(command.end(), {"--lease", std::to_string(options_.lease.count()) + "ms"});
   const CommandResult result = run(command);
