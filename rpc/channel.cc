@@ -203,7 +203,7 @@ bool Channel::advance_connecting(std::uint32_t target, Clock::time_point now) {
       const Error error = link.handshake->error();
       link.reason = error.message;
       // Nothing that passes by itself: another cluster, another version, a fenced session.
-      if (error.code == EPROTO || error.code == ESTALE)
+      if (error.code == EPROTO || error.code == kFenced)
         fail_flights(target, error.code, error.message);
       break;
     }

@@ -63,7 +63,7 @@ class Client {
   virtual ~Client() = default;
 
   /// One metadata operation. Error: what the meta target answered (MetadataReply::error, no
-  /// message), or EIO: given up; ESTALE: the session is fenced; EPROTO: the target refused this
+  /// message), or EIO: given up; kFenced (rpc/data.h): the session is fenced; EPROTO: the target refused this
   /// client (version, cluster) or is broken.
   virtual Result<MetadataReply> call(const MetadataRequest& request, std::uint32_t uid,
                                      std::uint32_t gid) = 0;

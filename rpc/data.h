@@ -28,7 +28,7 @@ enum class DataOp : std::uint16_t {
   remove = 8,  ///< Every chunk of the inode goes (from the meta target's purge).
   statfs = 9,  ///< Bulk to the client: DataStatfs.
   fence =
-      10,  ///< From lockd: `ino` is the session; from the answer on its requests are refused (ESTALE).
+      10,  ///< From lockd: `ino` is the session; from the answer on its requests are refused (kFenced).
   sessions =
       11,  ///< From lockd, to the meta target as well: who lives. `ino`: incarnation; `chunk`: high; bulk from lockd: session
   ///< ids, 8 bytes each. Sessions above `high` are accepted; others must be named. ESTALE: a later
@@ -39,6 +39,8 @@ enum class DataOp : std::uint16_t {
 inline constexpr std::uint32_t kMaxSessions = 32768;
 /// The error of a storaged that has not been told who lives since it started. Client tries again by itself.
 inline constexpr int kLearning = EINPROGRESS;
+/// The error of whatever a fenced session asks. No operation of a storaged has it as an error of its own.
+inline constexpr int kFenced = EKEYREVOKED;
 
 /// Whether the request's bulk goes to the server.
 [[nodiscard]] constexpr bool sends_bulk(std::uint16_t op) {

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "rpc/data.h"
 #include "rpc/ucx.h"
 
 namespace distfuse::rpc {
@@ -60,7 +61,7 @@ Handshake::State Handshake::finish() {
     std::memcpy(&refusal, body.data(), sizeof refusal);
     const auto text = body.subspan(sizeof refusal);
     refused_ = true;
-    const bool known = refusal.error == EPROTO || refusal.error == ESTALE ||
+    const bool known = refusal.error == EPROTO || refusal.error == kFenced ||
                        refusal.error == EAGAIN || refusal.error == EHOSTUNREACH;
     return fail(known ? refusal.error : EPROTO, {reinterpret_cast<const char*>(text.data()),
                                                  std::min(text.size(), wire::kMaxReason)});

@@ -196,16 +196,16 @@ TEST(Rpc, FencedSessionIsRefused) {
   server.handler().fenced_ = 7;
   auto refused = client->call(Lookup{1, "x"}, 0, 0);
   ASSERT_FALSE(refused.ok());
-  EXPECT_EQ(refused.error().code, ESTALE);
+  EXPECT_EQ(refused.error().code, kFenced);
   server.run([](Server& s) { s.disconnect_session(7); });
   refused = client->call(Lookup{1, "x"}, 0, 0);
   ASSERT_FALSE(refused.ok());
-  EXPECT_EQ(refused.error().code, ESTALE);
+  EXPECT_EQ(refused.error().code, kFenced);
   std::vector<std::byte> bytes(65536);
   DataCall write = data_call(DataOp::write, 0, 1, 1, 0, bytes);
   auto status = client->run({&write, 1});
   ASSERT_FALSE(status.ok());
-  EXPECT_EQ(status.error().code, ESTALE);
+  EXPECT_EQ(status.error().code, kFenced);
 }
 
 TEST(Rpc, PrivilegedOperationsNeedTheirRole) {

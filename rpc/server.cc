@@ -295,7 +295,7 @@ Status ServerImpl::check_hello(const Connection&, const wire::Hello& hello,
   if (needs_session != (hello.session != 0))
     return Error{EPROTO, "a client needs a session, others have none"};
   if (needs_session && !handler_.session_allowed(hello.session))
-    return Error{ESTALE, "the session was fenced"};
+    return Error{kFenced, "the session was fenced"};
   if (connections_.size() > options_.max_connections) return Error{EAGAIN, "too many connections"};
   return {};
 }

@@ -92,7 +92,7 @@ struct Sessions {
 class Handler {
  public:
   virtual ~Handler() = default;
-  /// False: the session is fenced; its connections and requests are refused with ESTALE. Asked for
+  /// False: the session is fenced; its connections and requests are refused with kFenced. Asked for
   /// every request.
   virtual bool session_allowed(SessionId session) = 0;
   /// True: requests of everyone but lockd are answered kLearning. Asked for every request.

@@ -238,7 +238,7 @@ void ServerImpl::dispatch_metadata(Slot& slot) {
   if (peer.role != Role::lockd && handler_.learning())
     return responder.reply(error_reply(kLearning));
   if (peer.role == Role::client && !handler_.session_allowed(peer.session))
-    return responder.reply(error_reply(ESTALE));
+    return responder.reply(error_reply(kFenced));
   handler_.on_metadata(peer, decoded->first, std::move(decoded->second), std::move(responder));
 }
 
@@ -263,7 +263,7 @@ void ServerImpl::dispatch_data(Slot& slot) {
   }
   if (peer.role != Role::lockd && handler_.learning()) return responder.reply(kLearning);
   if (peer.role == Role::client && !handler_.session_allowed(peer.session))
-    return responder.reply(ESTALE);
+    return responder.reply(kFenced);
   const DataRequest request = slot.request;  // the slot may be answered and taken again in the call
   handler_.on_data(peer, request, std::exchange(slot.payload, nullptr), std::move(responder));
 }

@@ -344,11 +344,11 @@ TEST_F(StoragedTest, AFencedSessionIsRefusedEverywhereAndForEver) {
   auto fenced = lockd->call(rpc::FenceSession{0x11}, 0, 0);
   ASSERT_TRUE(fenced) << fenced.error().message;
   for (int round = 0; round < 2; ++round) {
-    EXPECT_EQ(write(*lost, 0), ESTALE);
-    EXPECT_EQ(write(*lost, 1), ESTALE);
+    EXPECT_EQ(write(*lost, 0), rpc::kFenced);
+    EXPECT_EQ(write(*lost, 1), rpc::kFenced);
     auto refused = lost->call(rpc::Unlink{rpc::kRootIno, "file", ino, false}, 0, 0);
     ASSERT_FALSE(refused);
-    EXPECT_EQ(refused.error().code, ESTALE);
+    EXPECT_EQ(refused.error().code, rpc::kFenced);
     EXPECT_EQ(write(*other, 0), 0);
     EXPECT_EQ(write(*other, 1), 0);
     EXPECT_TRUE(other->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0));
@@ -533,12 +533,12 @@ TEST_F(StoragedTest, NobodyIsServedBeforeLockdHasToldWhoLives) {
   EXPECT_FALSE(learning("both", "meta"));
   // 8 was not named: over. 10 began after the list.
   auto over = client(rpc::Role::client, 8);
-  EXPECT_EQ(run(*over, data_call(DataOp::write, 1, ino, 1, 0, kChunk, bytes.data())), ESTALE);
-  EXPECT_EQ(over->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).error().code, ESTALE);
+  EXPECT_EQ(run(*over, data_call(DataOp::write, 1, ino, 1, 0, kChunk, bytes.data())), rpc::kFenced);
+  EXPECT_EQ(over->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).error().code, rpc::kFenced);
   auto fresh = client(rpc::Role::client, 10);
   EXPECT_TRUE(fresh->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).ok());
   teach({3, 100, {8}}, ESTALE);
-  EXPECT_EQ(over->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).error().code, ESTALE);
+  EXPECT_EQ(over->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).error().code, rpc::kFenced);
 }
 
 }  // namespace

@@ -129,7 +129,7 @@ void DataService::on_data(const rpc::Peer& peer, const rpc::DataRequest& request
   ++requests_;
   if (fenced_->contains(peer.session)) {
     if (payload != nullptr) release(pool_.find(payload));
-    return responder.reply(ESTALE);
+    return responder.reply(rpc::kFenced);
   }
   if (static_cast<DataOp>(request.op) == DataOp::fence)
     return fence(request.ino, std::move(responder));

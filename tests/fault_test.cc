@@ -13,9 +13,12 @@
 #include <cstring>
 #include <fstream>
 #include <new>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 
+#include "common/config.h"
+#include "rpc/client.h"
 #include "tests/cluster.h"
 
 namespace distfuse::tests {
@@ -281,6 +284,73 @@ TEST(ClientKill, MountsThatJoinDuringARepairTakePart) {
   }
   stop = true;
   for (std::thread& thread : threads) thread.join();
+}
+
+/// As lockd does it, but behind its back: it knows nothing of it, and the mount renews its lease all the time.
+void fence_everywhere(const Cluster& cluster, std::uint64_t session) {
+  const auto config = config::load_cluster(cluster.root() + "/cluster.toml");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  rpc::ClientOptions options;
+  options.meta = config->meta().meta_listen;
+  options.data = config->data_addresses();
+  options.cluster_id = config->id;
+  options.role = rpc::Role::lockd;
+  options.device = config->fabric.device;
+  options.channels = 1;
+  auto client = rpc::Client::create(options);
+  ASSERT_TRUE(client.ok()) << client.error().message;
+  for (std::uint32_t target = 0; target < options.data.size(); ++target) {
+    rpc::DataCall call;
+    call.target = target;
+    call.request.ino = session;
+    call.request.op = static_cast<std::uint16_t>(rpc::DataOp::fence);
+    const auto status = (*client)->run({&call, 1});
+    ASSERT_TRUE(status.ok()) << status.error().message;
+  }
+  const auto fenced = (*client)->call(rpc::FenceSession{session}, 0, 0);
+  ASSERT_TRUE(fenced.ok()) << fenced.error().message;
+}
+
+TEST(SessionFence, AMountThatStillTrustsGoesOnWithANewSession) {
+  Cluster cluster({.mounts = 2, .storageds = 2});
+  ASSERT_TRUE(cluster.ok());
+  cluster.expect_log("session|fence|lost|connection|refused|requests fail");
+  const std::string path = cluster.mount(0) + "/file";
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT, 0644);
+  ASSERT_GE(fd, 0);
+  ASSERT_EQ(write(fd, "promised", 8), 8);
+  ASSERT_EQ(fsync(fd), 0);
+  std::uint64_t session = 0;
+  const nlohmann::json status = cluster.status();
+  for (const auto& daemon : status["daemons"]) {
+    if (daemon["kind"] != "lockd") continue;
+    for (const auto& each : daemon["status"]["sessions"])
+      if (each["name"] == "mount-0") session = each["session"];
+  }
+  ASSERT_NE(session, 0U) << status.dump(2);
+  ASSERT_NO_FATAL_FAILURE(fence_everywhere(cluster, session));
+  const auto began = std::chrono::steady_clock::now();
+  // May run twice, or has changed nothing: the application sees a pause.
+  EXPECT_EQ(pwrite(fd, "replaced", 8, 0), 8) << std::strerror(errno);
+  const int synced = fsync(fd);
+  EXPECT_TRUE(synced == 0 || errno == EIO) << std::strerror(errno);
+  EXPECT_EQ(fsync(fd), 0) << "told once: " << std::strerror(errno);
+  const int made = open((path + "2").c_str(), O_RDWR | O_CREAT | O_EXCL, 0644);
+  EXPECT_GE(made, 0) << std::strerror(errno);
+  EXPECT_EQ(close(made), 0);
+  EXPECT_LT(std::chrono::steady_clock::now() - began, std::chrono::seconds(5));
+  char text[9] = {};
+  const int other = open((cluster.mount(1) + "/file").c_str(), O_RDONLY);
+  EXPECT_EQ(pread(other, text, 8, 0), 8);
+  EXPECT_STREQ(text, "replaced");
+  close(other);
+  close(fd);
+  const std::string log = cluster.log("mount-0");
+  const std::string lost = "the session is lost";
+  std::size_t losses = 0;
+  for (std::size_t at = log.find(lost); at != std::string::npos; at = log.find(lost, at + 1))
+    ++losses;
+  EXPECT_EQ(losses, 1U) << log;
 }
 
 TEST(ClientKill, UnderContentionNobodyElseLosesAnything) {

@@ -4,7 +4,7 @@
 // Parties: FUSE threads, each with the session of its operation for as long as that runs (generation_mutex_, shared); the table of the
 // session, which tells of its loss; the flusher, which empties the kernel's caches; the renewer, which makes the next session.
 //
-// A loss. From then on an operation that waits for a lock ends without having done anything (ENOTCONN inside) and is begun again in the next
+// A loss. lockd refuses the session, or cannot be found, or a storaged says that it is fenced: whatever we trust then. From then on an operation that waits for a lock ends without having done anything (ENOTCONN inside) and is begun again in the next
 // session; so is any other that may run twice. A change of names that has asked a storaged ends with its answer, or EIO when it is fenced. Requests that come wait for the next session,
 // for give_up_s since the loss, or since they came if that was earlier; then they get EIO, until there is one.
 // The renewer: a new session with lockd and the storageds; waits until every operation of the old one has ended; what was dirty becomes an error
@@ -81,8 +81,10 @@ double Filesystem::validity() const {
 }
 
 bool Filesystem::session_ended(const Error& error) const {
-  // At the very end the table is gone while its last sheds still run.
-  return lost() || (error.code == ESTALE && locks_ != nullptr && locks_->trust_left() == 0);
+  const bool fenced = error.code == rpc::kFenced;
+  // The table's keeper tells us of the loss. At the very end the table is gone while its last sheds still run.
+  if (fenced && locks_ != nullptr) locks_->fenced();
+  return fenced || lost();
 }
 
 bool Filesystem::begin_again(const Error& error) const {

@@ -154,6 +154,9 @@ class LockTable {
   /// For how long what is held may be believed, milliseconds from now; 0: not now; ~0: without end.
   [[nodiscard]] virtual std::uint64_t trust_left() const = 0;
 
+  /// A storaged has refused this session as fenced: it is lost, whatever is trusted. Any thread; does not wait.
+  virtual void fenced() = 0;
+
   /// Blocks until `mode` is held, and while locks may not be used (the lease is not renewed, lockd restarts). EINTR: interrupted; EIO: they
   /// could not be used for LockTableOptions::give_up; ENOTCONN: session lost, nothing was pinned.
   virtual Result<Pin> pin(Ino ino, Mode mode, const Interrupted& interrupted = {}) = 0;

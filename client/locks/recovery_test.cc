@@ -152,6 +152,23 @@ TEST_F(RecoveryTest, WhoStandsStillPastTheLeaseIsLostAndTheOthersGoOn) {
   EXPECT_TRUE(a_->pin(7, Mode::s).ok());
 }
 
+TEST_F(RecoveryTest, FencedAtAStoragedIsLostAtOnceAlthoughItIsTrusted) {
+  ASSERT_TRUE(a_->pin(7, Mode::x).ok());
+  auto pinned = b_->pin(8, Mode::x);
+  ASSERT_TRUE(pinned.ok());
+  auto waiter = std::async(std::launch::async, [&] { return a_->pin(8, Mode::x).error().code; });
+  std::this_thread::sleep_for(50ms);
+  ASSERT_GT(a_->trust_left(), 0u);
+  a_->fenced();
+  a_->fenced();
+  EXPECT_EQ(waiter.get(), ENOTCONN);
+  EXPECT_TRUE(eventually([&] { return owner_a_.losses == 1; }));
+  EXPECT_EQ(a_->trust_left(), 0u);
+  EXPECT_TRUE(is(*a_, "lost"));
+  EXPECT_TRUE(b_->pin(7, Mode::x).ok());
+  EXPECT_EQ(owner_a_.losses, 1);
+}
+
 TEST_F(RecoveryTest, LockdThatStaysAwayEndsTheSession) {
   ASSERT_TRUE(a_->pin(7, Mode::s).ok());
   auto waiter = std::async(std::launch::async, [&] {

@@ -83,6 +83,10 @@ void SessionKeeper::reasserted(std::uint32_t epoch) {
   push({Event::Kind::reasserted, epoch, {}, 0, nullptr, nullptr});
 }
 
+void SessionKeeper::fenced() {
+  push({Event::Kind::fenced, 0, {}, 0, nullptr, nullptr});
+}
+
 void SessionKeeper::resumed(std::uint32_t epoch) {
   push({Event::Kind::resumed, epoch, {}, 0, nullptr, nullptr});
   std::unique_lock lock(mutex_);
@@ -158,6 +162,8 @@ std::string SessionKeeper::reason_of_loss(df_u8 loss) const {
   switch (loss) {
     case DF_LOSS_REFUSED:
       return "lockd has fenced it" + after;
+    case DF_LOSS_FENCED:
+      return "a storaged refuses it: it is fenced" + after;
     case DF_LOSS_GIVEN_UP:
       return "no lockd for " + std::to_string(machine_.give_up_ms) + " ms" + after;
     default:
@@ -210,8 +216,12 @@ void SessionKeeper::handle(Event& event) {
   using Kind = Event::Kind;
   if (event.kind == Kind::connected) return handle_connected(event);
   if (event.kind == Kind::failed) return handle_failed(event);
-  if (event.epoch != epoch_) return;
   df_session_out out;
+  if (event.kind == Kind::fenced) {
+    df_session_fenced(&machine_, now_ms(), &out);
+    return perform(out);
+  }
+  if (event.epoch != epoch_) return;
   switch (event.kind) {
     case Kind::cut:
       if (machine_.state == DF_SESSION_LOST) return;

@@ -64,6 +64,8 @@ class SessionKeeper {
   // From any thread.
   void cut(std::uint32_t epoch, const std::string& reason);
   void reasserted(std::uint32_t epoch);
+  /// A storaged refuses the session.
+  void fenced();
   /// Returns when the user has resumed: what lockd sends behind its Resume finds the locks so.
   void resumed(std::uint32_t epoch);
 
@@ -92,7 +94,7 @@ class SessionKeeper {
 
  private:
   struct Event {
-    enum class Kind : std::uint8_t { cut, reasserted, resumed, connected, failed };
+    enum class Kind : std::uint8_t { cut, reasserted, resumed, connected, failed, fenced };
     Kind kind = Kind::cut;
     std::uint32_t epoch = 0;
     std::string reason;

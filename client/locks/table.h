@@ -59,6 +59,9 @@ class Table final : public LockTable, public LinkUser, public SessionUser {
 
   [[nodiscard]] SessionInfo session() const override;
   [[nodiscard]] std::uint64_t trust_left() const override { return keeper_->trust_left(); }
+  void fenced() override {
+    if (!fenced_.exchange(true)) keeper_->fenced();
+  }
   Result<Pin> pin(Ino ino, Mode mode, const Interrupted& interrupted) override;
   Result<std::vector<Pin>> pin_all(std::span<const Wanted> wanted,
                                    const Interrupted& interrupted) override;
@@ -210,7 +213,8 @@ class Table final : public LockTable, public LinkUser, public SessionUser {
   std::deque<df_table>
       geometries_;  ///< Of each incarnation; the keeper's thread adds. Locks point here.
   std::atomic<bool> lost_ = false;
-  std::atomic<bool> live_ = false;  ///< lockd takes requests, locks are attached.
+  std::atomic<bool> fenced_ = false;  ///< A storaged has said so.
+  std::atomic<bool> live_ = false;    ///< lockd takes requests, locks are attached.
   LockMap locks_;
   GrantedLocks granted_;
   mutable std::mutex link_mutex_;

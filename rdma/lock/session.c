@@ -230,6 +230,14 @@ void df_session_unreachable(struct df_session *session, df_u64 now_ms, struct df
 	finish(session, now_ms, out);
 }
 
+void df_session_fenced(struct df_session *session, df_u64 now_ms, struct df_session_out *out)
+{
+	memset(out, 0, sizeof(*out));
+	if (session->state != DF_SESSION_LOST)
+		lose(session, DF_LOSS_FENCED, out);
+	finish(session, now_ms, out);
+}
+
 void df_session_reasserted(struct df_session *session, df_u64 now_ms, struct df_session_out *out)
 {
 	memset(out, 0, sizeof(*out));

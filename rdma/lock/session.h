@@ -44,7 +44,9 @@
  *   Trust goes on through all this while the lease counts: the new lockd gives nothing to anybody before each session has
  *   re-asserted, or is fenced and a whole lease has passed since lockd began. Its Welcome and its renewals in the new table count
  *   like any other: of a session that came, and did not say Reclaimed, that deadline must pass (Loss, 3).
- *   A client whose session is refused (fenced, or grace was over): lost, see above.
+ *   A client whose session is refused by lockd (fenced, or grace was over): lost, see above.
+ *   A client whose session a storaged refuses as fenced: lost at once, once, whatever it trusts and whether lockd can be reached. For a session may
+ *   be fenced long before its trust ends (Loss: only the locks wait for the deadline), and nothing that it does can have an effect any more.
  *   A client that reaches no lockd for give_up_ms (no connection, or a renewal that does not complete and trust is over): lost, requests fail; it goes on trying for a new session.
  *
  * storaged's restart: it remembers fences on disk, and yet accepts no request but lockd's until lockd has sent Sessions{incarnation,
@@ -97,6 +99,7 @@ enum df_session_loss {
 	DF_LOSS_NONE = 0,
 	DF_LOSS_REFUSED,  /* lockd does not know the session any more: fenced */
 	DF_LOSS_GIVEN_UP, /* no lockd for give_up_ms */
+	DF_LOSS_FENCED,	  /* a storaged refuses it */
 	DF_LOSS_GEOMETRY, /* the new lockd's Welcome, or a Resume before Reclaimed, makes no sense for this session */
 };
 
@@ -152,6 +155,8 @@ void df_session_cut(struct df_session *session, df_u64 now_ms, struct df_session
 void df_session_welcome(struct df_session *session, const struct df_welcome *welcome,
 			df_u64 posted_ms, df_u64 now_ms, struct df_session_out *out);
 void df_session_unreachable(struct df_session *session, df_u64 now_ms, struct df_session_out *out);
+/* A storaged refuses the session: it is fenced. In any state. */
+void df_session_fenced(struct df_session *session, df_u64 now_ms, struct df_session_out *out);
 /* Everything was re-asserted. */
 void df_session_reasserted(struct df_session *session, df_u64 now_ms, struct df_session_out *out);
 /* Resume arrived. */

@@ -261,6 +261,22 @@ TEST_F(Session, ResumedWhileSuspect)
 	EXPECT_EQ(session.state, DF_SESSION_LIVE);
 }
 
+TEST_F(Session, FencedAtAStoragedIsLostWhateverIsTrusted)
+{
+	for (df_u32 state :
+	     {DF_SESSION_LIVE, DF_SESSION_SUSPECT, DF_SESSION_CONNECTING, DF_SESSION_RECLAIMING}) {
+		reach(static_cast<df_u8>(state));
+		df_session_fenced(&session, 2015, &out);
+		EXPECT_EQ(out.lost, DF_LOSS_FENCED) << state;
+		EXPECT_FALSE(out.connect || out.renew || out.reassert) << state;
+		EXPECT_EQ(session.state, DF_SESSION_LOST);
+		EXPECT_FALSE(df_session_trusted(&session, 2015));
+		EXPECT_EQ(out.wake_at, kNever);
+		df_session_fenced(&session, 2016, &out);
+		EXPECT_FALSE(out.lost || out.suspect) << "once";
+	}
+}
+
 TEST_F(Session, LockdStartsAgainWhileReclaiming)
 {
 	reach(DF_SESSION_RECLAIMING);

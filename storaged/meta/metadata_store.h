@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/result.h"
+#include "rpc/data.h"
 #include "rpc/metadata.h"
 
 namespace distfuse::storaged {
@@ -43,7 +44,7 @@ class MetadataStore {
 
   /// Runs one request to its end, or answers a retry from the reply record of the first run.
   ///
-  /// Errors (reply.error) are those of the system call, and: ESTALE: the session is fenced, an
+  /// Errors (reply.error) are those of the system call, and: rpc::kFenced: the session is fenced; ESTALE: an
   /// expect_* did not hold, or the request was answered long ago (its id is below the session's
   /// watermark). EIO: the store is broken (logged); ENOSPC: its disk is full. EINVAL: the request
   /// breaks a limit of rpc/metadata.h.

@@ -278,7 +278,7 @@ MetadataReply ReferenceModel::execute(const RequestContext& context, const Metad
                                       Timestamp now, const MetadataReply& seen) {
   Call call{*this, context, now, seen, {}};
   try {
-    Call::require(!fenced_.contains(context.session), ESTALE);
+    Call::require(!fenced_.contains(context.session), rpc::kFenced);
     std::visit([&](const auto& each) { call.run(each); }, request);
   } catch (const Failure& failure) {
     call.reply = {};

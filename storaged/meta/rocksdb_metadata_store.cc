@@ -257,7 +257,7 @@ rpc::MetadataReply RocksdbMetadataStore::execute(const rpc::RequestContext& cont
   if (fenced_.contains(context.session)) {
     refused_.add(1);
     errors_.add(1);
-    return error_reply(ESTALE);
+    return error_reply(rpc::kFenced);
   }
   auto reply = std::visit([&](const auto& each) { return dispatch(context, each); }, request);
   if (reply.error != 0) {

@@ -176,8 +176,8 @@ TEST_F(SessionTest, AFencedSessionIsRefusedForEverAndItsOpensAreGone) {
   EXPECT_EQ(run(rpc::GetAttributes{{orphan}}, 2).attributes.at(0).ino, orphan);
   pass_grace();
   for (int life = 0; life < 2; ++life) {
-    EXPECT_EQ(error(rpc::Lookup{kRootIno, "named"}, 1), ESTALE);
-    EXPECT_EQ(error(rpc::Create{kRootIno, "x", S_IFREG}, 1), ESTALE);
+    EXPECT_EQ(error(rpc::Lookup{kRootIno, "named"}, 1), rpc::kFenced);
+    EXPECT_EQ(error(rpc::Create{kRootIno, "x", S_IFREG}, 1), rpc::kFenced);
     EXPECT_EQ(store_->counters().fenced_sessions, 1U);
     EXPECT_EQ(run(rpc::GetAttributes{{orphan}}, 2).attributes.at(0).ino, 0U);
     EXPECT_EQ(run(rpc::GetAttributes{{shared}}, 2).attributes.at(0).ino, shared);
