@@ -31,6 +31,7 @@ class Machine:
     """What all guests of a run have in common."""
 
     kernel: Kernel
+    image: Path  # of the kernel, as QEMU gets it
     initramfs: Path
     agent: Path
     cpus: int
@@ -99,7 +100,7 @@ class Guest:
             "qemu-system-x86_64", "-name", f"distfuse-{self.name}", "-nodefaults", "-no-user-config", "-display", "none",
             "-no-reboot", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max",
             "-smp", str(machine.cpus), "-m", str(machine.memory_mib), "-rtc", "base=utc",
-            "-kernel", str(machine.kernel.image), "-initrd", str(machine.initramfs), "-append", append,
+            "-kernel", str(machine.image), "-initrd", str(machine.initramfs), "-append", append,
             "-serial", f"file:{self.console}",
             "-virtfs", f"local,id=root,path=/,mount_tag=root,readonly=on,{shared}",
             "-virtfs", f"local,id=share,path={self.share},mount_tag=share,{shared}",

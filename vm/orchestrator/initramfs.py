@@ -12,21 +12,27 @@ from pathlib import Path
 from .errors import VmError
 from .kernel import Kernel
 
-# What vm/guest/first mounts with.
-MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+# What vm/guest/first loads, by list.
+MODULES = {
+    "root": ("virtio_pci", "9pnet_virtio", "9p", "overlay"),
+    "guest": ("virtio_net", "virtio_console", "fuse"),
+    # rxe asks for crc32 by the name of its algorithm, so nothing else would load it.
+    "rdma": ("crc32_generic", "rdma_rxe", "rdma_cm", "rdma_ucm", "ib_uverbs"),
+}
 
 
 def build(kernel: Kernel, first: Path, cache: Path) -> Path:
-    """The initramfs of this kernel, made if `cache` does not hold it. Raises VmError when busybox is missing."""
-    busybox = _static_busybox()
-    modules = _with_dependencies(kernel.modules, MODULES)
-    parts = [(f"modules/{path.name.removesuffix('.xz')}", _content(kernel.modules / path), 0o644) for path in modules]
-    listed = "".join(f"{path.name.removesuffix('.xz')}\n" for path in modules)
-    parts += [
-        ("modules.list", listed.encode(), 0o644),
-        ("bin/busybox", busybox.read_bytes(), 0o755),
+    """The initramfs of this kernel, made if `cache` does not hold it. Raises VmError when busybox or a module is missing."""
+    parts: list[tuple[str, bytes, int]] = [
+        ("bin/busybox", _static_busybox().read_bytes(), 0o755),
         ("init", first.read_bytes(), 0o755),
     ]
+    listed: list[Path] = []
+    for name, modules in MODULES.items():
+        new = [path for path in _with_dependencies(kernel.modules, modules) if path not in listed]
+        listed += new
+        parts.append((f"modules.{name}", "".join(f"{_plain(path)}\n" for path in new).encode(), 0o644))
+        parts += [(f"modules/{_plain(path)}", _content(kernel.modules / path), 0o644) for path in new]
     archive = _cpio(parts)
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"initramfs-{hashlib.sha256(archive).hexdigest()[:16]}"
@@ -35,6 +41,10 @@ def build(kernel: Kernel, first: Path, cache: Path) -> Path:
         temporary.write_bytes(archive)
         temporary.rename(path)
     return path
+
+
+def _plain(path: Path) -> str:
+    return path.name.removesuffix(".xz")
 
 
 def _static_busybox() -> Path:

@@ -17,6 +17,7 @@ from .guest import Guest, Machine
 from .network import Switch
 from .options import passed_environment
 from .report import Report, say
+from .vmlinux import boot_image
 
 SOURCE = Path(__file__).resolve().parents[2]
 VM = SOURCE / "vm"
@@ -45,8 +46,8 @@ class Run:
         options = self.options
         chosen = kernel.debug_kernel() if options.kernel == "debug" else kernel.distribution_kernel(CACHE / "kernel")
         machine = Machine(
-            chosen, initramfs.build(chosen, VM / "guest" / "first", CACHE), self.programs / "vm-agent", options.cpus,
-            options.mem, True, options.strict, options.append,
+            chosen, boot_image(chosen, CACHE), initramfs.build(chosen, VM / "guest" / "first", CACHE),
+            self.programs / "vm-agent", options.cpus, options.mem, True, options.strict, options.append,
         )  # fmt: skip
         self.switch = Switch(self.programs / "vm-switch", options.nodes)
         for number in range(1, options.nodes + 1):
