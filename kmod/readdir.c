@@ -10,6 +10,7 @@
 #include "rdma/lock/slot.h"
 
 #define DFS_BATCH (64u << 10)
+#define DFS_DOTS 2 /* positions 0 and 1 are '.' and '..'; then 2 + the cookie of the entry before */
 
 struct dfs_listing {
 	struct mutex mutex;
@@ -57,12 +58,6 @@ static const struct fuse_direntplus *dfs_entry(const struct dfs_listing *listing
 	return entry;
 }
 
-static bool dfs_is_dots(const struct fuse_dirent *dirent)
-{
-	return dirent->name[0] == '.' &&
-	       (dirent->namelen == 1 || (dirent->namelen == 2 && dirent->name[1] == '.'));
-}
-
 /* One name of a batch into the dentry cache. Under S of the directory and i_rwsem (shared). What fails here is looked up when it is used. */
 static void dfs_believe_entry(struct dentry *parent, const struct fuse_direntplus *entry)
 {
@@ -72,8 +67,7 @@ static void dfs_believe_entry(struct dentry *parent, const struct fuse_direntplu
 	struct inode *dir = d_inode(parent), *inode;
 	struct dentry *dentry, *alias;
 
-	if (dfs_is_dots(dirent) || !entry->entry_out.nodeid ||
-	    entry->entry_out.nodeid != entry->entry_out.attr.ino)
+	if (!entry->entry_out.nodeid || entry->entry_out.nodeid != entry->entry_out.attr.ino)
 		return;
 	name.hash = full_name_hash(parent, name.name, name.len);
 	dentry = d_lookup(parent, &name);
@@ -134,7 +128,7 @@ static int dfs_fetch(struct file *file, struct dfs_listing *listing, loff_t posi
 		return -ENOMEM;
 	}
 	in = request->in;
-	in->offset = position;
+	in->offset = position - DFS_DOTS;
 	in->size = DFS_BATCH;
 	request->out_variable = true;
 	error = dfs_request_call(request, &pins);
@@ -166,8 +160,8 @@ static int dfs_emit(struct dir_context *context, struct dfs_listing *listing)
 		if (!dir_emit(context, dirent->name, dirent->namelen, dirent->ino, dirent->type))
 			return 1;
 		listing->at += FUSE_DIRENTPLUS_SIZE(entry);
-		listing->next = dirent->off;
-		context->pos = dirent->off;
+		listing->next = DFS_DOTS + dirent->off;
+		context->pos = listing->next;
 	}
 	return 0;
 }
@@ -177,13 +171,15 @@ static int dfs_readdir(struct file *file, struct dir_context *context)
 	struct dfs_listing *listing = file->private_data;
 	int error = 0;
 
+	if (!dir_emit_dots(file, context))
+		return 0;
 	mutex_lock(&listing->mutex);
-	if (!context->pos)
+	if (context->pos == DFS_DOTS)
 		listing->length = listing->at = listing->end =
 			0; /* from the start: what there is now */
 	for (;;) {
 		if (listing->at == listing->length || listing->next != context->pos) {
-			if (listing->end && listing->next == context->pos && context->pos)
+			if (listing->end && listing->next == context->pos)
 				break;
 			error = dfs_fetch(file, listing, context->pos);
 			if (error || listing->end)

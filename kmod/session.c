@@ -591,6 +591,8 @@ int dfs_session_open(struct dfs_connection *connection, struct dfs_ioc_new *new)
 	return 0;
 }
 
+static bool dfs_session_unused(struct dfs_connection *connection, struct dfs_session *session);
+
 /* Locks first, then Bye, then the link. */
 void dfs_session_close(struct dfs_connection *connection)
 {
@@ -600,8 +602,10 @@ void dfs_session_close(struct dfs_connection *connection)
 
 	if (!session)
 		return;
-	connection->session = NULL;
 	left = dfs_locks_close(session);
+	spin_lock(&connection->spin);
+	connection->session = NULL;
+	spin_unlock(&connection->spin);
 	if (left)
 		pr_err("distfuse: session %#llx: %u locks could not be given up\n", session->id,
 		       left);
@@ -609,6 +613,7 @@ void dfs_session_close(struct dfs_connection *connection)
 	session->stopping = true;
 	spin_unlock_bh(&session->spin);
 	wake_up_all(&session->changed);
+	wait_event(session->changed, dfs_session_unused(connection, session));
 	set_bit(DFS_EVENT_STOP, &session->events);
 	cancel_work_sync(&session->connect_work);
 	cancel_delayed_work_sync(&session->machine_work);
@@ -625,32 +630,69 @@ void dfs_session_close(struct dfs_connection *connection)
 	dfs_session_free(session);
 }
 
-void dfs_session_describe(struct dfs_connection *connection, u64 *session, u64 *incarnation,
-			  u32 *lease_ms)
+/* The session cannot go until it is let go. NULL: it has ended. */
+static struct dfs_session *dfs_session_use(struct dfs_connection *connection)
 {
-	struct dfs_session *of = connection->session;
+	struct dfs_session *session;
 
+	spin_lock(&connection->spin);
+	session = connection->session;
+	if (session)
+		session->awaiting++;
+	spin_unlock(&connection->spin);
+	return session;
+}
+
+static void dfs_session_unuse(struct dfs_connection *connection, struct dfs_session *session)
+{
+	spin_lock(&connection->spin);
+	/* Under the spin, which the one who frees takes afterwards. */
+	if (--session->awaiting == 0)
+		wake_up_all(&session->changed);
+	spin_unlock(&connection->spin);
+}
+
+static bool dfs_session_unused(struct dfs_connection *connection, struct dfs_session *session)
+{
+	bool unused;
+
+	spin_lock(&connection->spin);
+	unused = !session->awaiting;
+	spin_unlock(&connection->spin);
+	return unused;
+}
+
+int dfs_session_describe(struct dfs_connection *connection, u64 *session, u64 *incarnation,
+			 u32 *lease_ms)
+{
+	struct dfs_session *of = dfs_session_use(connection);
+
+	if (!of)
+		return -ENOTCONN;
 	spin_lock_bh(&of->spin);
 	*session = of->id;
 	*incarnation = of->incarnation;
 	*lease_ms = of->lease_ms;
 	spin_unlock_bh(&of->spin);
+	dfs_session_unuse(connection, of);
+	return 0;
 }
 
 int dfs_session_await(struct dfs_connection *connection, struct dfs_ioc_session *session)
 {
-	struct dfs_session *of = connection->session;
+	struct dfs_session *of = dfs_session_use(connection);
+	int error;
 
 	if (!of)
 		return -ENOTCONN;
-	if (wait_event_interruptible(of->changed, READ_ONCE(of->id) != session->known ||
-							  READ_ONCE(of->stopping)))
-		return -EINTR;
-	if (READ_ONCE(of->stopping))
-		return -ENOTCONN;
+	error = wait_event_interruptible(of->changed, READ_ONCE(of->id) != session->known ||
+							      READ_ONCE(of->stopping));
 	spin_lock_bh(&of->spin);
+	if (!error && of->stopping)
+		error = -ENOTCONN;
 	session->session = of->id;
 	session->incarnation = of->incarnation;
 	spin_unlock_bh(&of->spin);
-	return 0;
+	dfs_session_unuse(connection, of);
+	return error ? (error == -ENOTCONN ? error : -EINTR) : 0;
 }

@@ -113,7 +113,8 @@ struct dfs_session {
 	struct dfs_gate gates[DFS_GATES];
 	struct dfs_frozen frozen[DFS_FROZEN];
 	struct work_struct freeze_work;
-	wait_queue_head_t changed; /* id, live, lost */
+	u32 awaiting;		   /* threads in dfs_session_await; connection->spin */
+	wait_queue_head_t changed; /* id, live, lost, awaiting */
 
 	struct rhashtable lock_map;
 
@@ -124,8 +125,9 @@ struct dfs_session {
 int dfs_session_open(struct dfs_connection *connection, struct dfs_ioc_new *new);
 /* Gives everything up, says Bye, frees. Nobody uses the connection's session any more. */
 void dfs_session_close(struct dfs_connection *connection);
-void dfs_session_describe(struct dfs_connection *connection, u64 *session, u64 *incarnation,
-			  u32 *lease_ms);
+/* -ENOTCONN: it has ended. */
+int dfs_session_describe(struct dfs_connection *connection, u64 *session, u64 *incarnation,
+			 u32 *lease_ms);
 int dfs_session_await(struct dfs_connection *connection, struct dfs_ioc_session *session);
 
 /* Whether what is held may be used now. */

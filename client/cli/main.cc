@@ -13,6 +13,7 @@
 #include "client/cli/local_cluster.h"
 #include "client/cli/progress.h"
 #include "client/cli/status.h"
+#include "client/kernel/mount.h"
 #include "client/mount.h"
 #include "common/log.h"
 
@@ -28,6 +29,7 @@ struct MountCommand {
   std::string log_file;
   std::string log_level = "info";
   std::string admin_socket;
+  std::string coherence = "user";
   bool foreground = false;
   bool read_only = false;
   bool debug = false;
@@ -49,7 +51,8 @@ Status serve_mount(const MountCommand& command) {
   DISTFUSE_TRY(log::init({"client", command.log_level, command.log_file}));
   auto cluster = config::load_cluster(command.config);
   if (!cluster) return cluster.error();
-  DISTFUSE_TRY(check_fuse_device());
+  const bool in_kernel = command.coherence == "kernel";
+  if (!in_kernel) DISTFUSE_TRY(check_fuse_device());
   DISTFUSE_TRY(check_mountpoint(command.mountpoint));
   MountOptions options;
   options.cluster = std::move(*cluster);
@@ -62,7 +65,7 @@ Status serve_mount(const MountCommand& command) {
     fmt::print("ready mount={}\n", command.mountpoint);
     std::fflush(stdout);
   };
-  return run_mount(options);
+  return in_kernel ? kernel::run_mount(options) : run_mount(options);
 }
 
 /// Starts this program again with --foreground and waits until the mount is usable.
@@ -79,6 +82,7 @@ Status mount_in_background(const MountCommand& command) {
   add("--log-file", command.log_file);
   add("--log-level", command.log_level);
   add("--admin-socket", command.admin_socket);
+  add("--coherence", command.coherence);
   if (command.read_only) daemon.arguments.emplace_back("--read-only");
   daemon.arguments.push_back(command.mountpoint);
   Progress2s progress("mounting", 1);
@@ -106,6 +110,11 @@ void add_mount(CLI::App& app, MountCommand& command, int& exit_code) {
   mount->add_option("--log-level", command.log_level, "trace, debug, info, warn or error")
       ->capture_default_str();
   mount->add_option("--admin-socket", command.admin_socket, "A unix socket that answers `status`");
+  mount
+      ->add_option("--coherence", command.coherence,
+                   "user: in-tree FUSE, locks taken by this process; kernel: the distfuse module")
+      ->check(CLI::IsMember({"user", "kernel"}))
+      ->capture_default_str();
   mount->add_flag("--foreground", command.foreground,
                   "Serve in this process, until it is unmounted");
   mount->add_flag("--read-only", command.read_only, "Refuse every change");

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <linux/falloc.h>
+#include <unistd.h>
+
+#include <limits>
+#include <memory>
+
+#include "client/kernel/storage.h"
+
+namespace distfuse::client::kernel {
+
+namespace {
+
+/// Of the size that a SEEK_DATA looks up to, and that a sync covers: the module clamps at the true one.
+constexpr std::uint64_t kMaxFileSize = std::uint64_t{1} << 46;
+
+}  // namespace
+
+/// The size is the module's to clamp at: what was never written reads as zeros.
+void Storage::read(fuse_req_t req, Ino ino, std::size_t size, std::uint64_t offset) {
+  auto file = file_ref(ino, req);
+  if (!file) return reply_error(req, file.error());
+  const auto buffer = std::make_unique_for_overwrite<std::byte[]>(size);
+  const Status done = generation()->data->read(*file, offset, {buffer.get(), size});
+  if (!done.ok()) return reply_error(req, done.error());
+  fuse_reply_buf(req, reinterpret_cast<const char*>(buffer.get()), size);
+}
+
+void Storage::write(fuse_req_t req, Ino ino, std::span<const std::byte> bytes,
+                    std::uint64_t offset) {
+  auto file = file_ref(ino, req);
+  if (!file) return reply_error(req, file.error());
+  const Status done = generation()->data->write(*file, offset, bytes, false);
+  if (!done.ok()) return reply_error(req, done.error());
+  fuse_reply_write(req, bytes.size());
+}
+
+/// The module has written back data, size and times before it asks.
+void Storage::fsync(fuse_req_t req, Ino ino) {
+  auto file = file_ref(ino, req);
+  if (!file) return reply_error(req, file.error());
+  const Status synced = generation()->data->sync(*file, kMaxFileSize);
+  if (!synced.ok()) return reply_error(req, synced.error());
+  fsyncdir(req);
+}
+
+void Storage::fsyncdir(fuse_req_t req) {
+  change(req, rpc::SyncMetadata{});
+}
+
+void Storage::fallocate(fuse_req_t req, Ino ino, int mode, std::uint64_t offset,
+                        std::uint64_t length) {
+  if (offset > kMaxFileSize || length > kMaxFileSize - offset)
+    return (void)fuse_reply_err(req, EFBIG);
+  auto file = file_ref(ino, req);
+  if (!file) return reply_error(req, file.error());
+  const auto generation = this->generation();
+  Status done;
+  if ((mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0)
+    done = generation->data->punch(*file, offset, length);
+  if (done.ok() && (mode & FALLOC_FL_PUNCH_HOLE) == 0)
+    done = generation->data->allocate(*file, offset, length);
+  if (done.ok() && (mode & FALLOC_FL_KEEP_SIZE) == 0) {
+    rpc::SetAttributes grow{ino, rpc::SetAttributes::kSize | rpc::SetAttributes::kGrowOnly, {}};
+    grow.values.size = offset + length;
+    auto grown = call(grow, req);
+    if (!grown) return reply_error(req, grown.error());
+  }
+  reply_status(req, done);
+}
+
+/// The module has written back what is dirty, and asks below the size.
+void Storage::lseek(fuse_req_t req, Ino ino, std::uint64_t offset, int whence) {
+  if (whence != SEEK_DATA && whence != SEEK_HOLE) return (void)fuse_reply_err(req, EINVAL);
+  auto attributes = call_for_attributes(rpc::GetAttributes{{ino}}, req);
+  if (!attributes) return reply_error(req, attributes.error());
+  const FileRef file{ino, attributes->chunk_size, attributes->first_target};
+  auto found = generation()->data->seek(file, offset, attributes->size, whence == SEEK_HOLE);
+  if (!found) return reply_error(req, found.error());
+  fuse_reply_lseek(req, static_cast<off_t>(*found));
+}
+
+}  // namespace distfuse::client::kernel

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "client/kernel/storage.h"
+
+#include <spdlog/spdlog.h>
+
+#include <cerrno>
+
+namespace distfuse::client::kernel {
+
+namespace {
+
+constexpr std::chrono::milliseconds kReachable{10000};
+
+timespec to_timespec(rpc::Timestamp time) {
+  constexpr std::int64_t kSecond = 1'000'000'000;
+  std::int64_t seconds = time.ns / kSecond;
+  std::int64_t rest = time.ns % kSecond;
+  if (rest < 0) {
+    rest += kSecond;
+    --seconds;
+  }
+  return {seconds, rest};
+}
+
+}  // namespace
+
+Storage::Storage(const config::Cluster& cluster, Device& device)
+    : cluster_(cluster), device_(device) {}
+
+/// The device says ENOTCONN to the follower when the mount is gone.
+Storage::~Storage() {
+  if (follower_.joinable()) follower_.join();
+}
+
+Result<Storage::GenerationRef> Storage::make_generation(std::uint64_t session) const {
+  rpc::ClientOptions options;
+  options.meta = cluster_.meta().meta_listen;
+  options.data = cluster_.data_addresses();
+  options.cluster_id = cluster_.id;
+  options.session = session;
+  options.device = cluster_.fabric.storage_device();
+  options.give_up = std::chrono::seconds(cluster_.client.give_up_s);
+  auto rpc = rpc::Client::create(options);
+  if (!rpc) return rpc.error();
+  auto made = std::make_shared<Generation>();
+  made->rpc = std::move(*rpc);
+  made->data =
+      std::make_unique<FileData>(*made->rpc, static_cast<std::uint32_t>(options.data.size()));
+  return made;
+}
+
+Status Storage::connect() {
+  auto made = make_generation(device_.session().id);
+  if (!made) return made.error();
+  DISTFUSE_TRY((*made)->rpc->check_reachable(kReachable));
+  generation_ = std::move(*made);
+  return {};
+}
+
+Storage::GenerationRef Storage::generation() const {
+  const std::lock_guard lock(mutex_);
+  return generation_;
+}
+
+void Storage::follow_session() {
+  std::uint64_t known = device_.session().id;
+  while (true) {
+    const auto next = device_.await_session(known);
+    if (!next && next.error().code == EINTR) continue;
+    if (!next) return;
+    known = next->id;
+    if (known == 0) {
+      spdlog::error("the session is lost");
+      continue;
+    }
+    auto made = make_generation(known);
+    if (!made) {
+      spdlog::error("session {:#x}: {}", known, made.error().message);
+      continue;
+    }
+    spdlog::info("session {:#x} began", known);
+    const std::lock_guard lock(mutex_);
+    generation_ = std::move(*made);
+  }
+}
+
+Result<rpc::MetadataReply> Storage::call(const rpc::MetadataRequest& request, fuse_req_t req) {
+  const fuse_ctx* context = fuse_req_ctx(req);
+  return generation()->rpc->call(request, context->uid, context->gid);
+}
+
+Result<rpc::Attributes> Storage::call_for_attributes(const rpc::MetadataRequest& request,
+                                                     fuse_req_t req) {
+  auto reply = call(request, req);
+  if (!reply) return reply.error();
+  if (reply->attributes.empty() || reply->attributes.front().ino == 0) return Error{ENOENT, {}};
+  layouts_.note(reply->attributes.front());
+  return reply->attributes.front();
+}
+
+Result<FileRef> Storage::file_ref(Ino ino, fuse_req_t req) {
+  if (const auto known = layouts_.find(ino)) return *known;
+  auto attributes = call_for_attributes(rpc::GetAttributes{{ino}}, req);
+  if (!attributes) return attributes.error();
+  return FileRef{attributes->ino, attributes->chunk_size, attributes->first_target};
+}
+
+void Storage::reply_error(fuse_req_t req, const Error& error) {
+  const int code = error.code == 0 || error.code == rpc::kFenced ? EIO : error.code;
+  fuse_reply_err(req, code);
+}
+
+void Storage::reply_status(fuse_req_t req, const Status& status) {
+  if (!status.ok()) return reply_error(req, status.error());
+  fuse_reply_err(req, 0);
+}
+
+struct stat to_stat(const rpc::Attributes& attributes) {
+  struct stat result {};
+  result.st_ino = attributes.ino;
+  result.st_mode = attributes.mode;
+  result.st_nlink = attributes.nlink;
+  result.st_uid = attributes.uid;
+  result.st_gid = attributes.gid;
+  result.st_rdev = attributes.rdev;
+  result.st_size = static_cast<off_t>(attributes.size);
+  result.st_blocks = static_cast<blkcnt_t>((attributes.size + 511) / 512);
+  result.st_atim = to_timespec(attributes.atime);
+  result.st_mtim = to_timespec(attributes.mtime);
+  result.st_ctim = to_timespec(attributes.ctime);
+  return result;
+}
+
+void Storage::reply_attributes(fuse_req_t req, const rpc::Attributes& attributes) {
+  const struct stat result = to_stat(attributes);
+  fuse_reply_attr(req, &result, 0);
+}
+
+void Storage::reply_entry(fuse_req_t req, const rpc::Attributes& attributes) {
+  fuse_entry_param entry{};
+  entry.ino = attributes.ino;
+  entry.attr = to_stat(attributes);
+  fuse_reply_entry(req, &entry);
+}
+
+}  // namespace distfuse::client::kernel
