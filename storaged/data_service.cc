@@ -264,6 +264,16 @@ void DataService::on_sessions(rpc::Sessions&& sessions, rpc::DataResponder respo
                  sessions.incarnation, sessions.ids.size());
   server_->disconnect_sessions([this](rpc::SessionId session) { return session_allowed(session); });
   responder.reply(0);
+  if (fenced_->size() < FencedSessions::kWorthwhile || !worker_) return;
+  auto below = fenced_->cover(sessions.high, sessions.ids);
+  if (!below) return;
+  ++persisting_;
+  worker_->run([this, below = std::make_shared<FencedBelow>(std::move(*below))] {
+    const Status status = fenced_->compact(*below);
+    if (!status.ok())
+      spdlog::error("the list of fenced sessions grows: {}", status.error().message);
+    server_->post([this] { --persisting_; });
+  });
 }
 
 }  // namespace distfuse::storaged

@@ -7,6 +7,10 @@
 
 #include <charconv>
 #include <cstring>
+#include <fstream>
+#include <iterator>
+
+#include "common/replace_file.h"
 
 namespace distfuse::storaged {
 namespace {
@@ -25,11 +29,12 @@ Result<std::unique_ptr<FencedSessions>> FencedSessions::open(const std::string& 
   if (file < 0) return file_error(path, "open", errno);
   std::unique_ptr<FencedSessions> sessions(new FencedSessions(path, file));
   DISTFUSE_TRY(sessions->load());
+  DISTFUSE_TRY(sessions->load_below());
   return sessions;
 }
 
 FencedSessions::~FencedSessions() {
-  ::close(file_);
+  if (file_ >= 0) ::close(file_);
 }
 
 Status FencedSessions::load() {
@@ -51,6 +56,50 @@ Status FencedSessions::load() {
     persisted_.insert(session);
     length_ += kLine;
   }
+  return {};
+}
+
+Status FencedSessions::load_below() {
+  std::ifstream file(below_path(), std::ios::binary);
+  if (!file.is_open()) return errno == ENOENT ? Status() : file_error(below_path(), "open", errno);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (file.bad()) return file_error(below_path(), "read", EIO);
+  const auto below = FencedBelow::from_text(text);
+  if (!below)
+    return Error{EINVAL,
+                 fmt::format("{}: not what a storaged has written: restore the file, or remove "
+                             "it when no client of an earlier session runs any more",
+                             below_path())};
+  below_ = *below;
+  return {};
+}
+
+std::optional<FencedBelow> FencedSessions::cover(std::uint64_t high,
+                                                 std::span<const std::uint64_t> living) {
+  const auto fenced = [this](std::uint64_t session) { return sessions_.contains(session); };
+  if (!below_.raise(high, living, fenced)) return {};
+  std::erase_if(sessions_, [this](std::uint64_t session) { return below_.contains(session); });
+  return below_;
+}
+
+Status FencedSessions::compact(const FencedBelow& below) {
+  DISTFUSE_TRY(replace_file(below_path(), below.to_text(), 0600));
+  auto left = persisted_;
+  std::erase_if(left, [&](std::uint64_t session) { return below.contains(session); });
+  std::string text;
+  for (const auto session : left) text += fmt::format("{:016x}\n", session);
+  DISTFUSE_TRY(replace_file(path_, text, 0600));
+  // Appended to the old file, fences would be forgotten: so none is written before the new one is open.
+  const int file = ::open(path_.c_str(), O_RDWR | O_CLOEXEC);
+  if (file < 0) {
+    const int code = errno;
+    persisted_.clear();
+    ::close(std::exchange(file_, -1));
+    return file_error(path_, "open", code);
+  }
+  ::close(std::exchange(file_, file));
+  persisted_.swap(left);
+  length_ = text.size();
   return {};
 }
 
