@@ -55,6 +55,11 @@ class Cluster:
     def _program(self, name: str) -> str:
         return str(self._programs / name)
 
+    def servers_live(self) -> bool:
+        """Whether the guests with lockd and storageds run."""
+        count = min(len(self._guests), self._options.storage) if self._options.spread else 1
+        return all(guest.alive for guest in self._guests[:count])
+
     async def _up(self) -> None:
         first, options = self._guests[0], self._options
         names = ["lockd", *(f"storaged-{n}" for n in range(options.storage)), *(f"mount-{n}" for n in range(options.mounts))]

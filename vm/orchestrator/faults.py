@@ -41,6 +41,15 @@ class Faults:
             raise VmError(f"{answer.removeprefix('error: ')}; or kill N, stop N, continue N")
         return answer
 
+    def heal(self) -> None:
+        """Takes back what can be taken back."""
+        for guest in self._guests:
+            self._switch.command(f"cut {guest.number} off")
+            self._switch.command(f"delay {guest.number} 0")
+            self._switch.command(f"drop {guest.number} 0")
+            if guest.alive:
+                guest.stop_or_continue(False)
+
     def _guest(self, words: list[str]) -> Guest:
         number = words[0].removeprefix("node") if len(words) == 1 else ""
         if not number.isdigit() or not 1 <= int(number) <= len(self._guests):

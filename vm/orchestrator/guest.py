@@ -67,6 +67,7 @@ class Guest:
         self._jobs: dict[int, Job] = {}
         self._next_channel = 1
         self._up = asyncio.get_running_loop().create_future()
+        self._gone = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = None
         self._processor = 0.0
@@ -139,6 +140,13 @@ class Guest:
         self._processor = self.processor_seconds()
         self.process.kill()
         self.process.wait()
+
+    async def lost(self) -> None:
+        """Waits until the guest has ended without being told to; raises GuestLost then."""
+        await self._gone.wait()
+        if self.told_to_die:
+            await asyncio.Event().wait()
+        raise GuestLost(f"{self.name} has ended\n{self.console_tail()}")
 
     def stop_or_continue(self, stop: bool) -> None:
         """Halts its processors, or lets them run on."""
@@ -243,6 +251,7 @@ class Guest:
                     job.ended.set_exception(lost)
                     job.ended.exception()  # seen, should nobody wait
             self._jobs.clear()
+            self._gone.set()
 
     def _handle(self, frame: frames.Frame) -> None:
         if frame.type == Type.KERNEL:

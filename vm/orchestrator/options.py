@@ -46,6 +46,7 @@ def _add_guests(parser: argparse.ArgumentParser) -> None:
     add("--fabric", choices=("verbs", "ucx"), default="verbs", help="how locks are reached (default verbs)")
     add("--data-device", default="eth0", metavar="NAME", help="UCX's device for data (default eth0: TCP)")
     add("--lease", default="10s", metavar="TIME", help="of the sessions (default 10s)")
+    add("--allow", action="append", default=[], metavar="REGEX", help="kernel warnings that this run brings about by intent")
     add("--boot-timeout", type=float, default=60, metavar="S", help="for each guest to come up (default 60)")
     add("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one in build/vm/runs)")
     add("--build", type=Path, metavar="DIR", help=argparse.SUPPRESS)
