@@ -92,7 +92,7 @@ TestCluster::TestCluster(const std::string& program, std::uint64_t slots, bool w
   const auto listen = [] { return fmt::format("127.0.0.1:{}", free_port()); };
   cluster_.id = "00112233445566778899aabbccddeeff";
   cluster_.name = "test";
-  cluster_.fabric = {"ucx", "lo"};
+  cluster_.fabric = {"ucx", "lo", {}};
   cluster_.lockd = {listen(), slots, root_ + "/lockd"};
   config::Storaged storaged;
   storaged.name = "storage-0";
