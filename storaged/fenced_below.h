@@ -24,8 +24,9 @@ class FencedBelow {
  public:
   static constexpr std::size_t kLine = 17;  ///< 16 digits and the newline.
 
+  /// 0 is lockd, or a storaged.
   [[nodiscard]] bool contains(std::uint64_t session) const {
-    return session <= high_ && !spared_.contains(session);
+    return session != 0 && session <= high_ && !spared_.contains(session);
   }
   [[nodiscard]] std::uint64_t high() const { return high_; }
 

@@ -34,6 +34,7 @@ TEST_F(FencedSessionsTest, WhatIsPersistedIsFoundAgain) {
   }
   auto sessions = open();
   EXPECT_EQ(sessions->size(), 2U);
+  EXPECT_FALSE(sessions->contains(0)) << "lockd and the storageds";
   EXPECT_TRUE(sessions->contains(5));
   EXPECT_TRUE(sessions->contains(0xffffffffffffffffULL));
   EXPECT_FALSE(sessions->contains(6));
@@ -99,8 +100,7 @@ TEST_F(FencedBelowTest, AnOlderListOrOneOfALockdWithoutLeasesTakesNothingBack) {
   }
   auto sessions = open();
   for (std::uint64_t session : {1, 2, 3, 5, 6, 7, 11}) EXPECT_TRUE(sessions->contains(session));
-  EXPECT_FALSE(sessions->contains(4));
-  EXPECT_FALSE(sessions->contains(12));
+  for (std::uint64_t session : {0, 4, 12}) EXPECT_FALSE(sessions->contains(session)) << session;
 }
 
 TEST_F(FencedBelowTest, ACrashBetweenTheTwoFilesLosesNothing) {
