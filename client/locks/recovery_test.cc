@@ -327,5 +327,44 @@ TEST(RecoveryScaleTest, ManyLocksAreTakenAgainSoon) {
   EXPECT_EQ(table->session().forfeited, 0u);
 }
 
+/// A table so full that thousands of keys lie in its overflow area: those cost a Find each, which nothing else bounds in grace.
+TEST(RecoveryScaleTest, AHundredThousandLocksOfAFullTableKeepTheBoundsOfMessages) {
+  constexpr Ino kMany = 100000;
+  constexpr std::uint32_t kLease = 10000;
+  Cluster cluster(131072, kLease);
+  Owner owner;
+  LockTableOptions options = cluster.options("many");
+  options.max_locks = 2 * kMany;
+  auto table = cluster.table(options, owner);
+  for (Ino ino = 1; ino <= kMany; ++ino) ASSERT_TRUE(table->pin(ino, Mode::x).ok());
+  const auto before = table->session();
+  const auto counted = table->counters();
+  ASSERT_EQ(counted.held, kMany);
+  cluster.stop();
+  cluster.start();
+  const auto began = std::chrono::steady_clock::now();
+  while (table->session().state != "live" || table->session().reconnects == 0) {
+    ASSERT_LT(std::chrono::steady_clock::now() - began, 30s);
+    std::this_thread::sleep_for(1ms);
+  }
+  const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::steady_clock::now() - began);
+  const auto after = table->session();
+  const auto finds = table->counters().finds - counted.finds;
+  std::fprintf(stderr, "%llu locks in %lld ms, %llu Finds\n",
+               static_cast<unsigned long long>(kMany), static_cast<long long>(took.count()),
+               static_cast<unsigned long long>(finds));
+  EXPECT_LT(took, std::chrono::milliseconds(kLease)) << "grace is this long and a fifth";
+  EXPECT_EQ(after.session, before.session) << "lockd drops who asks too much";
+  EXPECT_EQ(after.reconnects, 1u);
+  EXPECT_EQ(after.forfeited, 0u);
+  EXPECT_EQ(table->counters().held, kMany);
+  EXPECT_EQ(table->counters().asks, counted.asks) << "a re-assertion never asks";
+  EXPECT_GT(finds, 1000u) << "the table is not full";
+  EXPECT_LT(finds, kMany / 4) << "chains do the work";
+  EXPECT_EQ(cluster.fenced(), 0u);
+  EXPECT_EQ(owner.losses, 0);
+}
+
 }  // namespace
 }  // namespace distfuse::client
