@@ -128,6 +128,12 @@ void Channel::sleep(Clock::time_point now) {
   }
 }
 
+bool Channel::gave_up() const {
+  return std::any_of(links_.begin(), links_.end(), [](const auto& link) {
+    return link->state != Link::State::up && link->away_since != Clock::time_point{};
+  });
+}
+
 std::uint64_t Channel::connection(std::uint32_t target) const {
   const Link& link = *links_.at(target);
   return link.state == Link::State::up && !link.failed ? link.number : 0;
@@ -175,6 +181,8 @@ bool Channel::advance_down(std::uint32_t target, Clock::time_point now) {
   std::memcpy(hello.cluster_id, state_.options.cluster_id.data(), sizeof hello.cluster_id);
   hello.session = state_.options.session;
   hello.token = link.own_token = draw_token();
+  hello.channel = link.channel;
+  hello.attempt = ++link.attempts;
   hello.role = static_cast<std::uint32_t>(state_.options.role);
   hello.services = state_.targets[target]->service;
   auto handshake = Handshake::start(state_.targets[target]->address, hello, worker_->address());
@@ -238,6 +246,7 @@ void Channel::connected(std::uint32_t target, Handshake& handshake, Clock::time_
   link.handshake.reset();
   link.state = Link::State::up;
   link.number = ++connections_;
+  link.boot = handshake.welcome().boot;
   link.last_answer = now;
   state_.connects.fetch_add(1, std::memory_order_relaxed);
   Target& t = *state_.targets[target];
@@ -415,6 +424,7 @@ void Channel::on_data_reply(Flight& flight, Link& link, const DataReply& reply, 
     return break_link(link, status.error().message);
   call.reply = reply;
   call.connection = link.number;
+  call.boot = link.boot;
   if (length == 0) return answered(flight);
   if (rendezvous) return receive(flight, data, call.buffer, length);
   std::memcpy(call.buffer, data, length);
@@ -425,6 +435,7 @@ void Channel::on_metadata_reply(Flight& flight, Link& link, void* data, std::siz
                                 bool rendezvous) {
   if (length == 0 || length > kMaxMetadataReply)
     return break_link(link, "sent a metadata reply of " + std::to_string(length) + " bytes");
+  flight.boot = link.boot;
   flight.reply->resize(length);
   if (rendezvous) return receive(flight, data, flight.reply->data(), length);
   std::memcpy(flight.reply->data(), data, length);

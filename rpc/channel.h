@@ -55,6 +55,7 @@ struct Flight {
   DataCall* data = nullptr;
   std::span<const std::byte> request;  ///< metadata: encoded.
   Bytes* reply = nullptr;              ///< metadata: encoded.
+  std::uint64_t boot = 0;              ///< metadata: of the machine that answered.
   wire::DataRequestHeader header{};
   int error = 0;  ///< After failed.
 };
@@ -69,6 +70,8 @@ class Channel {
   /// Runs all flights to answered or failed. Answers with the reason of the last failure.
   std::string execute(std::span<Flight> flights, std::chrono::milliseconds give_up);
   [[nodiscard]] unsigned index() const { return index_; }
+  /// A call was given up, and the target has not been reached since: perhaps for this channel alone (wire.h, a request that never ends).
+  [[nodiscard]] bool gave_up() const;
   /// As in Client.
   [[nodiscard]] std::uint64_t connection(std::uint32_t target) const;
   void watch(int wake_fd, std::chrono::milliseconds timeout);
@@ -83,11 +86,14 @@ class Channel {
     bool failed = false;  ///< Seen from a callback or the stream; acted upon in advance().
     bool wanted = false;  ///< By the flights of this execute().
     bool endpoint_closed = true;
+    const std::uint64_t channel = draw_token();  ///< What the target knows this channel by.
+    std::uint64_t attempts = 0;                  ///< To connect.
     std::string reason;
     std::optional<Handshake> handshake;
     Descriptor stream;
     ucp_ep_h endpoint = nullptr;
     std::uint64_t number = 0;  ///< Of the connection.
+    std::uint64_t boot = 0;    ///< Of the target's machine, as this connection's Welcome said.
     std::uint64_t own_token = 0;
     std::uint64_t server_token = 0;
     std::uint32_t credits = 0;

@@ -110,7 +110,7 @@ class ClientImpl final : public Client {
   std::mutex mutex_;
   std::condition_variable returned_;
   std::vector<std::unique_ptr<Channel>>
-      idle_;              ///< Protected by mutex_. The last used first: its caches are warm.
+      idle_;  ///< Protected by mutex_. Taken from the end, the last used first: its caches are warm.
   unsigned created_ = 0;  ///< Protected by mutex_.
 };
 
@@ -162,7 +162,8 @@ Result<ClientImpl::Loan> ClientImpl::borrow() {
 void ClientImpl::give_back(std::unique_ptr<Channel> channel) {
   {
     std::lock_guard lock(mutex_);
-    idle_.push_back(std::move(channel));
+    // One that gave up comes last: a target may be away for it alone.
+    idle_.insert(channel->gave_up() ? idle_.begin() : idle_.end(), std::move(channel));
   }
   returned_.notify_one();
 }
@@ -206,6 +207,7 @@ Result<MetadataReply> ClientImpl::call(const MetadataRequest& request, std::uint
       return Error{EIO, kStillLearning};
     }
     if (reply->error != 0) return Error{reply->error, {}};
+    reply->boot = flight.boot;
     return reply;
   }
 }

@@ -48,7 +48,8 @@ struct DataCall {
   int error = 0;      ///< Result: errno, 0: success.
   DataReply reply{};  ///< Result, if error is 0.
   std::uint64_t connection =
-      0;  ///< Result: Client::connection() of the one that brought the answer.
+      0;                   ///< Result: Client::connection() of the one that brought the answer.
+  std::uint64_t boot = 0;  ///< Result: of the machine that answered (ServerOptions::boot).
 };
 
 struct ClientCounters {

@@ -178,6 +178,8 @@ struct MetadataReply {
   bool end_of_directory = false;
   std::vector<std::string> strings;  ///< Readlink: target; GetXattr: value; ListXattr: names.
   std::uint64_t inodes_used = 0;     ///< StatFilesystem.
+  std::uint64_t boot =
+      0;  ///< Of the machine that answered; not in the message: filled in by Client.
 };
 
 }  // namespace distfuse::rpc

@@ -102,6 +102,8 @@ wire::Hello good_hello() {
   std::memcpy(hello.cluster_id, kCluster, sizeof hello.cluster_id);
   hello.session = 9;
   hello.token = 12345;
+  hello.channel = draw_token();
+  hello.attempt = 1;
   hello.role = 1;
   hello.services = wire::kMetadata | wire::kData;
   return hello;
@@ -132,7 +134,7 @@ std::string refusal(const std::string& address, const wire::Hello& hello, std::u
 
 TEST_F(BadPeer, AWrongHelloIsRefusedWithTheReason) {
   EXPECT_NE(
-      refusal(server.address(), good_hello(), 3).find("the server speaks protocol 2, the client 3"),
+      refusal(server.address(), good_hello(), 2).find("the server speaks protocol 3, the client 2"),
       std::string::npos);
   auto hello = good_hello();
   hello.cluster_id[3] = 'x';

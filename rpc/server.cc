@@ -118,7 +118,8 @@ bool ServerImpl::progress() {
 }
 
 bool ServerImpl::arm() {
-  if (!ready_.empty() || !doomed_.empty() || has_posted_.load(std::memory_order_acquire))
+  if (!ready_.empty() || !doomed_.empty() || reap_again_ ||
+      has_posted_.load(std::memory_order_acquire))
     return false;
   bool worked = false;
   control(worked);
@@ -220,7 +221,8 @@ void ServerImpl::accept_streams(bool& worked) {
 void ServerImpl::expire_handshakes() {
   const auto now = Clock::now();
   for (auto& [token, connection] : connections_) {
-    if (connection->endpoint == nullptr && !connection->doomed && now >= connection->deadline)
+    if (connection->endpoint == nullptr && !connection->held && !connection->doomed &&
+        now >= connection->deadline)
       violation(*connection, "said no complete hello in time");
   }
   if (!accepting_) {
@@ -232,7 +234,7 @@ void ServerImpl::expire_handshakes() {
 }
 
 void ServerImpl::stream_event(Connection& connection) {
-  if (connection.endpoint != nullptr) {
+  if (connection.endpoint != nullptr || connection.held) {
     char byte = 0;
     const ssize_t n = recv(connection.stream.get(), &byte, 1, MSG_DONTWAIT);
     if (n > 0) return violation(connection, "sent bytes after its hello");
@@ -266,12 +268,62 @@ void ServerImpl::hello(Connection& connection) {
   std::memcpy(&hello, body.data(), sizeof hello);
   const auto address = body.subspan(sizeof hello);
   if (address.size() != hello.address_length || address.empty() ||
-      address_hash(address) != hello.address_hash)
+      address_hash(address) != hello.address_hash || hello.channel == 0)
     return violation(connection, "sent a malformed hello");
   if (auto status = check_hello(connection, hello, address); !status.ok())
     return refuse(connection, status.error());
   // Of a server that stood still: the client has given this one up, and connects anew from the same worker. Two endpoints to one
   // worker, one of which ends at once, make UCX 1.13 abort there (an assertion in its wire-up).
+  if (has_ended(connection.stream.get())) return doom(connection);
+  if (!join_channel(connection, hello)) return;
+  if (connection.held) {
+    --handshakes_;
+    return spdlog::debug("rpc: {} waits for the end of its channel's earlier connection",
+                         connection.peer.name);
+  }
+  open(connection, hello, address);
+}
+
+/// False: doomed. Ends the channel's earlier connection; held if that is not gone yet.
+bool ServerImpl::join_channel(Connection& connection, const wire::Hello& hello) {
+  Channel& channel = channels_[hello.channel];
+  if (channel.connections == 0) {
+    channel.session = hello.session;
+    channel.role = hello.role;
+  } else if (channel.session != hello.session || channel.role != hello.role) {
+    violation(connection, "names the channel of another");
+    return false;
+  } else if (hello.attempt <= channel.attempt) {
+    doom(connection);  // overtaken: the client has given it up
+    return false;
+  }
+  channel.attempt = hello.attempt;
+  connection.channel = hello.channel;
+  connection.held = channel.connections++ != 0;
+  if (channel.present != nullptr) doom(*channel.present);
+  channel.present = &connection;
+  return true;
+}
+
+/// The connection is gone. What waited for that is opened.
+void ServerImpl::leave_channel(Connection& connection) {
+  if (connection.channel == 0) return;
+  const auto it = channels_.find(connection.channel);
+  if (--it->second.connections == 0) return (void)channels_.erase(it);
+  Connection* const present = it->second.present;
+  if (it->second.connections == 1 && present != nullptr && present->held) admit(*present);
+}
+
+void ServerImpl::admit(Connection& connection) {
+  connection.held = false;
+  ++handshakes_;
+  wire::Hello hello{};
+  const auto body = connection.reader.body();
+  std::memcpy(&hello, body.data(), sizeof hello);
+  const auto address = body.subspan(sizeof hello);
+  // The session may have been fenced, and the client may have given up, while it was held.
+  if (auto status = check_hello(connection, hello, address); !status.ok())
+    return refuse(connection, status.error());
   if (has_ended(connection.stream.get())) return doom(connection);
   open(connection, hello, address);
 }
@@ -330,8 +382,9 @@ void ServerImpl::open(Connection& connection, const wire::Hello& hello,
   connection.peer.role = static_cast<Role>(hello.role);
   connection.peer.session = hello.session;
   const auto own = worker_->address();
-  const wire::Welcome welcome{connection.token, options_.credits,
-                              static_cast<std::uint32_t>(own.size()), address_hash(own), 0};
+  const wire::Welcome welcome{connection.token,  options_.boot,
+                              options_.credits,  static_cast<std::uint32_t>(own.size()),
+                              address_hash(own), 0};
   if (!send_frame(connection.stream.get(), make_frame(wire::Kind::welcome, bytes_of(welcome), own)))
     doom(connection);
 }
@@ -342,6 +395,10 @@ void ServerImpl::doom(Connection& connection) {
   if (connection.doomed) return;
   connection.doomed = true;
   doomed_.push_back(&connection);
+  if (connection.channel != 0) {
+    Channel& channel = channels_.at(connection.channel);
+    if (channel.present == &connection) channel.present = nullptr;
+  }
 }
 
 void ServerImpl::violation(Connection& connection, const std::string& what) {
@@ -369,12 +426,19 @@ void ServerImpl::reap() {
   for (Connection* connection : doomed) {
     release_waiting(*connection);
     connection->stream.reset();
-    if (connection->endpoint == nullptr) --handshakes_;
+    if (connection->endpoint == nullptr && !connection->held) --handshakes_;
     close_endpoint(*connection);
     auto node = connections_.extract(connection->token);
     closing_.push_back(std::move(node.mapped()));
   }
-  std::erase_if(closing_, [](const auto& c) { return c->endpoint_closed && c->slots == 0; });
+  reap_again_ = false;
+  std::vector<std::unique_ptr<Connection>> gone;
+  std::erase_if(closing_, [&](auto& c) {
+    if (!c->endpoint_closed || c->slots != 0) return false;
+    gone.push_back(std::move(c));
+    return true;
+  });
+  for (const auto& connection : gone) leave_channel(*connection);
 }
 
 void ServerImpl::close_endpoint(Connection& connection) {

@@ -124,6 +124,7 @@ struct ServerOptions {
   bool data = false;           ///< Serves data requests.
   std::uint32_t credits = 16;  ///< Requests in flight of one connection.
   std::uint32_t max_connections = 4096;
+  std::uint64_t boot = 0;  ///< Another with each start of the machine; 0: clients are not told.
 };
 
 struct ServerCounters {

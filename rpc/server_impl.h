@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The server's inside, shared by server.cc (thread, streams, connections) and server_requests.cc (messages, answers).
 //
-// A connection: handshake → open → doomed (broken, or its stream ended; from any callback) → closing (endpoint being closed) →
-// gone, when the endpoint is closed and no slot refers to it. A slot is one request from its message to the end of its answer:
+// A connection: handshake → (held → ) open → doomed (broken, or its stream ended, or its channel connects anew; from any callback) →
+// closing (endpoint being closed) → gone, when the endpoint is closed and no slot refers to it. Held: its hello is good, and an
+// earlier connection of its channel is not gone yet. A slot is one request from its message to the end of its answer:
 // receiving → (waiting for write memory) → ready → handling → sending → free.
 #pragma once
 
@@ -53,14 +54,24 @@ class ServerImpl final : public Server {
     std::uint64_t token = 0;       ///< In every request.
     std::uint64_t peer_token = 0;  ///< In every reply.
     Descriptor stream;
-    FrameReader reader;          ///< While in handshake.
+    FrameReader reader;  ///< While in handshake or held.
+    bool held = false;
+    std::uint64_t channel = 0;   ///< Key of channels_; 0: said no good hello.
     Clock::time_point deadline;  ///< Of the handshake.
     Peer peer;
-    ucp_ep_h endpoint = nullptr;  ///< Null: in handshake.
+    ucp_ep_h endpoint = nullptr;  ///< Null: in handshake or held.
     std::uint32_t unanswered = 0;
     std::uint32_t slots = 0;
     bool doomed = false;
     bool endpoint_closed = false;
+  };
+
+  struct Channel {
+    SessionId session = 0;
+    std::uint32_t role = 0;
+    std::uint64_t attempt = 0;      ///< The last.
+    Connection* present = nullptr;  ///< Held or open; null: doomed.
+    std::uint32_t connections = 0;  ///< Not gone yet, `present` among them.
   };
 
   struct Slot {
@@ -87,6 +98,9 @@ class ServerImpl final : public Server {
   Status check_hello(const Connection& connection, const wire::Hello& hello,
                      std::span<const std::byte> address);
   void refuse(Connection& connection, const Error& error);
+  bool join_channel(Connection& connection, const wire::Hello& hello);
+  void leave_channel(Connection& connection);
+  void admit(Connection& connection);
   void open(Connection& connection, const wire::Hello& hello, std::span<const std::byte> address);
   void expire_handshakes();
   void watch(int fd, std::uint64_t id);
@@ -128,9 +142,12 @@ class ServerImpl final : public Server {
   Descriptor events_;   ///< epoll: control_, wake_, the worker's event descriptor.
 
   std::unordered_map<std::uint64_t, std::unique_ptr<Connection>> connections_;  ///< By token.
+  std::unordered_map<std::uint64_t, Channel>
+      channels_;  ///< Of the connections that said a good hello; ≤ those and those in closing_.
   std::vector<Connection*> doomed_;
   std::vector<std::unique_ptr<Connection>> closing_;
-  std::uint32_t handshakes_ = 0;
+  bool reap_again_ = false;       ///< The last slot of a connection in closing_ was freed.
+  std::uint32_t handshakes_ = 0;  ///< Without those held: of these there is one a channel.
   bool accepting_ = true;
   bool timer_on_ = false;
   std::uint32_t ticks_ = 0;

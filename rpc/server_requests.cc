@@ -31,7 +31,7 @@ ServerImpl::Slot& ServerImpl::take_slot(Connection& connection) {
 /// The connection itself goes in reap(), when its last slot is free.
 void ServerImpl::free_slot(Slot& slot) {
   if (slot.state != Slot::State::sending) --slot.connection->unanswered;
-  --slot.connection->slots;
+  if (--slot.connection->slots == 0 && slot.connection->doomed) reap_again_ = true;
   if (slot.payload != nullptr) handler_.drop_write_buffer(std::exchange(slot.payload, nullptr));
   const Release release = std::exchange(slot.release, {});
   slot.bytes.clear();

@@ -9,6 +9,19 @@
 // silent: it ends when either process ends (kill -9 included), which is how death is noticed at once, over shared memory
 // too; a byte on it ends the connection. UCX's own listener is not used: it believes its peer's bytes.
 //
+// A channel has one connection to a target at a time. Hello names the channel and counts its attempts; the server ends what the channel
+// had before, and answers Welcome when that is gone altogether: its endpoint closed, none of its requests running, or able to
+// run, at the handler. So nothing of an earlier connection takes effect after anything of a later one: what the client sends again runs
+// after the first run, and what it does next after both. (A queue pair's worth of requests on the way to a dead connection is
+// dropped: nobody knows its token.) Meanwhile the new connection is *held*, without endpoint or slot, one per channel: the next
+// attempt ends it, and so does the client's end of its stream.
+//   A request that never ends (a disk that hangs): that channel gets no Welcome, its calls fail with EIO after the client's give_up,
+//   which is what such a disk is worth; other channels and clients notice nothing; the first attempt after its end is welcome.
+//   A restarted server has none of this to wait for: its requests died with its process.
+//
+// Boot: Welcome says which start of its machine the server runs in (ServerOptions::boot). What was answered under another number
+// and not synced may be gone (client/cache/unsynced.h).
+//
 // Requests and replies are active messages. Each carries the token that its receiver drew for the connection (nobody else
 // knows it) and the client's call number, which the reply repeats. Payloads up to kEagerMax travel in the message; longer
 // ones by rendezvous, the receiver naming the memory, so bulk lands in its final buffer.
@@ -27,8 +40,11 @@
 // meta target takes) has told it who lives; the client sends again by itself.
 //
 // Recovery: whatever ends a connection, the client makes a new one and sends again what was unanswered, same request ids. Data
-// requests are idempotent; metadata requests are answered from the store's reply cache. A server forgets a
-// dead connection's requests; their answers are dropped.
+// requests are idempotent; metadata requests are answered from the store's reply cache. Of a dead connection a server drops what has not
+// reached the handler, and the answers of the rest.
+//
+// Limit: a request that the client has given up (EIO) may still take effect, until the channel's next Welcome. Its caller was
+// told that it does not know.
 //
 // A bad peer (malformed, oversized, unknown, more than its credits, another session's requests) loses its connection and is
 // logged once; nobody else notices.
@@ -49,7 +65,7 @@
 namespace distfuse::rpc::wire {
 
 inline constexpr std::uint64_t kMagic = 0x4346525053464400;  ///< Never changes.
-inline constexpr std::uint32_t kProtocolVersion = 2;
+inline constexpr std::uint32_t kProtocolVersion = 3;
 inline constexpr std::size_t kMaxAddress =
     4096;  ///< UCX worker address: 50 bytes a transport and device.
 inline constexpr std::size_t kMaxReason = 512;
@@ -71,24 +87,28 @@ struct Hello {  ///< Then `address_length` bytes.
   char cluster_id[32];
   std::uint64_t session;
   std::uint64_t token;  ///< Drawn by the client: replies carry it.
+  std::uint64_t
+      channel;  ///< Drawn by the client, of the channel at this target: nobody else knows it. Not 0.
+  std::uint64_t attempt;  ///< Counts up within the channel.
   std::uint32_t role;
   std::uint32_t
       services;  ///< kMetadata or kData: what the client wants; refused by a server of another role.
   std::uint32_t address_length;
   std::uint32_t address_hash;
 };
-static_assert(sizeof(Hello) == 64);
+static_assert(sizeof(Hello) == 80);
 
 enum Service : std::uint32_t { kMetadata = 1, kData = 2 };
 
 struct Welcome {        ///< Then `address_length` bytes.
   std::uint64_t token;  ///< Drawn by the server: requests carry it.
+  std::uint64_t boot;   ///< Of the server's machine; 0: not told.
   std::uint32_t credits;
   std::uint32_t address_length;
   std::uint32_t address_hash;
   std::uint32_t reserved;
 };
-static_assert(sizeof(Welcome) == 24);
+static_assert(sizeof(Welcome) == 32);
 
 struct Refused {  ///< Then the reason, up to the frame's end.
   std::int32_t error;
