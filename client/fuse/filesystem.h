@@ -257,6 +257,7 @@ class Filesystem final {
                                std::span<const std::byte> bytes, std::uint64_t asked,
                                const fuse_file_info& file);
   bool pages_at_end(Inode& inode, std::uint64_t end);
+  static bool pages_cached_from(Inode& inode, std::uint64_t offset);
   void invalidate_later(Inode& inode, std::uint64_t asked, std::uint64_t at, std::uint64_t length);
   Status make_durable(Inode& inode);
 

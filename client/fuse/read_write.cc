@@ -12,6 +12,10 @@
 // threads". A READ that touches the end excludes appends until it is answered (inode.data), so none slips in between the look and the
 // write. A handle that was given O_APPEND by fcntl later goes through the page cache and its request may hold page locks: there the
 // flusher thread invalidates, soon after the reply.
+//
+// Direct reads, of a handle with O_APPEND: what was stored through a mapping of another handle of this mount is in the kernel's pages alone, and
+// before Linux 6.6 a direct read does not bring it here first. So the pages of the range are invalidated, and so written, before
+// anything is pinned. The reader holds no page lock.
 #include <fcntl.h>
 #include <sys/stat.h>
 
@@ -70,6 +74,10 @@ void Filesystem::read(fuse_req_t req, Ino, std::size_t size, std::uint64_t offse
   const auto& handle = *reinterpret_cast<const FileHandle*>(file->fh);
   const InodeRef ref_to_inode = handle.inode;  // the handle may be gone as soon as we have answered
   Inode& inode = *ref_to_inode;
+  if (handle.direct && pages_cached_from(inode, offset) &&
+      !notify_unguarded(inode.ino, static_cast<std::int64_t>(offset / kPage * kPage),
+                        static_cast<std::int64_t>(offset % kPage + size)))
+    return (void)fuse_reply_err(req, ENOTCONN);
   // X if the file is open for writing here: the lock table asks page_io_needs_x().
   auto pin = locks_->pin_page_io(inode.ino, Mode::s, {offset, size}, interrupted(req));
   if (!pin) return reply_error(req, pin.error());
@@ -131,6 +139,11 @@ bool Filesystem::pages_at_end(Inode& inode, std::uint64_t end) {
   if (inode.cached_end <= begin) return false;
   inode.cached_end = begin;
   return true;
+}
+
+bool Filesystem::pages_cached_from(Inode& inode, std::uint64_t offset) {
+  const std::lock_guard lock(inode.state);
+  return inode.cached_end > offset / kPage * kPage;
 }
 
 void Filesystem::invalidate_later(Inode& inode, std::uint64_t asked, std::uint64_t at,
