@@ -3,6 +3,8 @@
 
 #include <spdlog/spdlog.h>
 
+#include "storaged/fenced_sessions.h"
+
 namespace distfuse::storaged {
 
 void MetaService::start(rpc::Server& server, std::unique_ptr<MetadataStore> store,
@@ -82,6 +84,10 @@ void MetaService::on_sessions(rpc::Sessions&& sessions, rpc::DataResponder respo
                  sessions.incarnation, sessions.ids.size());
   server_->disconnect_sessions([this](rpc::SessionId session) { return session_allowed(session); });
   responder.reply(0);
+  if (store_->counters().fenced_sessions < FencedSessions::kWorthwhile) return;
+  // An error is the store's end, or of its space, and logged there: the fences stay as they are.
+  if (store_->cover_fences(sessions.high, sessions.ids).ok())
+    std::erase_if(fenced_, [this](rpc::SessionId session) { return !living_.lives(session); });
 }
 
 }  // namespace distfuse::storaged

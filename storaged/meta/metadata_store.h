@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "common/result.h"
@@ -74,6 +75,10 @@ class MetadataStore {
   /// Every data target has removed the chunks of `ino`: forgets the job. An unknown inode is no
   /// error.
   virtual Status purged(rpc::Ino ino) = 0;
+
+  /// Who lives of the sessions up to `high`, as lockd says: one rule takes the place of their fences (storaged/fenced_below.h), in one
+  /// batch. An older list changes nothing. Error: EIO, ENOSPC; nothing changed.
+  virtual Status cover_fences(rpc::SessionId high, std::span<const rpc::SessionId> living) = 0;
 
   [[nodiscard]] virtual MetadataCounters counters() const = 0;
 };

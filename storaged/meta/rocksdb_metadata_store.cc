@@ -12,7 +12,7 @@
 // An inode's way out: no name → no registration, an orphan in its grace (orphan_list.h) → removed, with a purge job. An orphan that
 // is opened is an open inode again. Orphans of a fenced session have their grace as well: another client may be about to open.
 // Recovery: RocksDB replays its log; reply ids, fences, orphans and the inode counter are read back.
-// Limits: those of operations.h and RocksdbMetadataOptions. Known weakness: a fence is kept for ever (16 bytes a session), and
+// Limits: those of operations.h and RocksdbMetadataOptions; fences: those since the last list of the living (fenced_below.h). Known weakness:
 // FenceSession looks through all registrations of the store (some 2 million a second).
 #include "storaged/meta/rocksdb_metadata_store.h"
 
@@ -22,6 +22,7 @@
 #include <ctime>
 #include <unordered_set>
 
+#include "storaged/fenced_below.h"
 #include "storaged/identity.h"
 #include "storaged/meta/operations.h"
 #include "storaged/meta/orphan_list.h"
@@ -32,6 +33,7 @@ namespace {
 
 const std::string kInodesUsedKey = "inodes_used";
 const std::string kFencedPrefix = "fenced";
+const std::string kFencedBelowKey = "below_fenced";  // Not a key with the prefix above.
 constexpr std::size_t kRegistrationsPerBatch = 1000;
 constexpr std::size_t kOrphansPerReap = 1000;  // some 10 ms of the owner thread
 constexpr int kGracePartWhenShort = 10;
@@ -83,6 +85,7 @@ class RocksdbMetadataStore final : public MetadataStore {
   Result<bool> reap_orphans(bool short_of_space) override;
   Result<std::vector<PurgeJob>> pending_purges(std::size_t limit) override;
   Status purged(rpc::Ino ino) override;
+  Status cover_fences(rpc::SessionId high, std::span<const rpc::SessionId> living) override;
   [[nodiscard]] MetadataCounters counters() const override;
 
  private:
@@ -106,6 +109,7 @@ class RocksdbMetadataStore final : public MetadataStore {
   ReplyLog replies_;
   OrphanList orphans_;
   std::unordered_set<rpc::SessionId> fenced_;
+  FencedBelow below_;
   Counter operations_, errors_, replayed_, refused_, inodes_, orphan_count_, purges_,
       reply_records_, fenced_count_;
 };
@@ -155,6 +159,14 @@ Status RocksdbMetadataStore::load_counts() {
 }
 
 Status RocksdbMetadataStore::load_fences() {
+  rocksdb::PinnableSlice value;
+  const auto found = database_->get(Family::system, kFencedBelowKey, &value);
+  if (!found.ok()) return found.error();
+  if (*found) {
+    const auto below = FencedBelow::from_text(StoreDatabase::view(value));
+    if (!below) return database_->corrupt(Family::system, kFencedBelowKey);
+    below_ = *below;
+  }
   DISTFUSE_TRY(database_->scan(Family::system, kFencedPrefix, kFencedPrefix,
                                [&](std::string_view key, auto) {
                                  fenced_.insert(key_number(key, kFencedPrefix.size()));
@@ -254,7 +266,7 @@ rpc::MetadataReply RocksdbMetadataStore::dispatch(const rpc::RequestContext& con
 rpc::MetadataReply RocksdbMetadataStore::execute(const rpc::RequestContext& context,
                                                  const rpc::MetadataRequest& request) {
   operations_.add(1);
-  if (fenced_.contains(context.session)) {
+  if (below_.contains(context.session) || fenced_.contains(context.session)) {
     refused_.add(1);
     errors_.add(1);
     return error_reply(rpc::kFenced);
@@ -283,6 +295,23 @@ Status RocksdbMetadataStore::fence(rpc::SessionId session) {
     reply_records_.set(replies_.size());
   }
   return drop_registrations(session);
+}
+
+Status RocksdbMetadataStore::cover_fences(rpc::SessionId high,
+                                          std::span<const rpc::SessionId> living) {
+  FencedBelow below = below_;
+  if (!below.raise(high, living, [this](rpc::SessionId each) { return fenced_.contains(each); }))
+    return {};
+  Transaction transaction(*database_);
+  for (const auto session : fenced_)
+    if (below.contains(session))
+      database_->erase(transaction.batch(), Family::system, kFencedPrefix + number_key(session));
+  database_->put(transaction.batch(), Family::system, kFencedBelowKey, below.to_text());
+  DISTFUSE_TRY(commit(transaction));
+  std::erase_if(fenced_, [&](rpc::SessionId each) { return below.contains(each); });
+  below_ = std::move(below);
+  fenced_count_.set(fenced_.size());
+  return {};
 }
 
 Status RocksdbMetadataStore::drop_registrations(rpc::SessionId session) {

@@ -192,6 +192,35 @@ TEST_F(SessionTest, AFencedSessionIsRefusedForEverAndItsOpensAreGone) {
   EXPECT_EQ(store_->counters().reply_records, 0U);
 }
 
+TEST_F(SessionTest, FencesOfLivesOfLockdDoNotAddUpAndNobodyIsTakenBack) {
+  constexpr rpc::SessionId kLife = rpc::SessionId{1} << 32;
+  for (rpc::SessionId life = 1; life <= 5; ++life) {
+    for (rpc::SessionId i = 1; i <= 50; ++i)
+      if (i != 7 && i != 8) {
+        EXPECT_EQ(error(rpc::FenceSession{life * kLife + i}, 0), 0);
+      }
+    ASSERT_EQ(error(rpc::Lookup{kRootIno, "none"}, life * kLife + 8), ENOENT);
+    const std::vector<rpc::SessionId> living{(life - 1) * kLife + 7, life * kLife + 7,
+                                             life * kLife + 8};
+    ASSERT_TRUE(store_->cover_fences(life * kLife + 50, living).ok());
+    // An older list, one of a lockd without leases: nothing changes.
+    const std::vector<rpc::SessionId> lie{life * kLife + 1};
+    ASSERT_TRUE(store_->cover_fences(life * kLife + 1, lie).ok());
+    ASSERT_TRUE(store_->cover_fences(0, {}).ok());
+    ASSERT_EQ(error(rpc::FenceSession{(life - 1) * kLife + 7}, 0), 0);
+    ASSERT_EQ(error(rpc::FenceSession{life * kLife + 8}, 0), 0);
+    EXPECT_LE(store_->counters().fenced_sessions, 4U);
+    reopen();
+    EXPECT_LE(store_->counters().fenced_sessions, 4U);
+    for (rpc::SessionId past = 1; past <= life; ++past)
+      for (rpc::SessionId i = 1; i <= 50; ++i)
+        ASSERT_EQ(error(rpc::Lookup{kRootIno, "none"}, past * kLife + i),
+                  past == life && i == 7 ? ENOENT : rpc::kFenced)
+            << life << " " << past << " " << i;
+    ASSERT_EQ(error(rpc::Lookup{kRootIno, "none"}, life * kLife + 51), ENOENT) << "began later";
+  }
+}
+
 TEST_F(SessionTest, AFenceTakesMoreRegistrationsThanOneBatchHolds) {
   for (int i = 0; i < 2500; ++i) create(kRootIno, std::to_string(i), S_IFREG | 0644, true);
   for (int i = 0; i < 2500; ++i) ASSERT_EQ(error(rpc::Unlink{kRootIno, std::to_string(i), 0}), 0);
