@@ -61,7 +61,6 @@ struct dfs_request {
 	bool pages_in;	   /* pages are the request's payload (WRITE), else the answer's */
 	int error;	   /* of the answer: 0 or -errno */
 	struct dfs_connection *connection;
-	struct fuse_in_header head;
 	u32 in_size;
 	u32 out_size;
 	u32 out_length; /* what came */
@@ -77,6 +76,8 @@ struct dfs_request {
 	struct work_struct work; /* caller_left: gives up what was the caller's */
 	void *private;
 	struct dfs_pins pins; /* taken over from a caller that was killed */
+	/* From here on the daemon's reads and writes copy. */
+	struct fuse_in_header head;
 	u8 inline_in[DFS_INLINE_IN];
 	u8 inline_out[DFS_INLINE_OUT];
 };

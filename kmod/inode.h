@@ -108,8 +108,11 @@ int dfs_set_made_acls(struct inode *inode, struct posix_acl *inherited, struct p
  * Never fails: errors are in the mapping, pages that must not be written are dropped.
  */
 void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited);
-/* Size and times if they changed under X and were not published yet. Any context. */
-bool dfs_inode_publish(struct inode *inode, u64 *size, u64 *mtime_ns, u64 *ctime_ns);
+/*
+ * Size and times if they changed under this hold of X. A glimpse is told each time, for the server may not have them yet; `final`: the lock goes.
+ * Any context.
+ */
+bool dfs_inode_publish(struct inode *inode, bool final, u64 *size, u64 *mtime_ns, u64 *ctime_ns);
 
 extern const struct inode_operations dfs_directory_inode_operations;
 extern const struct inode_operations dfs_file_inode_operations;

@@ -138,7 +138,7 @@ static int dfs_feed(struct dfs_lock *lock, const union df_msg *message)
 	struct df_out out;
 
 	if (message->head.type == DF_MSG_GLIMPSE && lock->inode &&
-	    dfs_inode_publish(lock->inode, &value.size, &value.mtime_ns, &value.ctime_ns))
+	    dfs_inode_publish(lock->inode, false, &value.size, &value.mtime_ns, &value.ctime_ns))
 		publish = &value;
 	if (df_lock_message(&lock->core, message, publish, &out))
 		return -EPROTO;
@@ -277,7 +277,8 @@ void dfs_shed_work(struct work_struct *work)
 	if (inode) {
 		dfs_inode_shed(inode, keep, forfeited);
 		changed = exclusive && !forfeited &&
-			  dfs_inode_publish(inode, &value.size, &value.mtime_ns, &value.ctime_ns);
+			  dfs_inode_publish(inode, true, &value.size, &value.mtime_ns,
+					    &value.ctime_ns);
 	}
 	spin_lock_bh(&lock->spin);
 	if (lock->lost && lost)

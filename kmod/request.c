@@ -21,7 +21,9 @@ static mempool_t *dfs_request_pool;
 
 int dfs_request_cache_init(void)
 {
-	dfs_request_cache = KMEM_CACHE(dfs_request, SLAB_RECLAIM_ACCOUNT);
+	dfs_request_cache = kmem_cache_create_usercopy(
+		"dfs_request", sizeof(struct dfs_request), 0, 0, offsetof(struct dfs_request, head),
+		sizeof(struct dfs_request) - offsetof(struct dfs_request, head), NULL);
 	if (!dfs_request_cache)
 		return -ENOMEM;
 	dfs_request_pool = mempool_create_slab_pool(DFS_RESERVED_REQUESTS, dfs_request_cache);

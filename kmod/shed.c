@@ -63,9 +63,14 @@ void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited)
 					NULL); /* -ENOENT: it is gone, and its use will say so */
 }
 
-bool dfs_inode_publish(struct inode *inode, u64 *size, u64 *mtime_ns, u64 *ctime_ns)
+bool dfs_inode_publish(struct inode *inode, bool final, u64 *size, u64 *mtime_ns, u64 *ctime_ns)
 {
-	if (!test_and_clear_bit(DFS_CHANGED, &dfs_i(inode)->flags))
+	struct dfs_inode *dfs = dfs_i(inode);
+	bool changed = test_bit(DFS_CHANGED, &dfs->flags);
+
+	if (final)
+		clear_bit(DFS_CHANGED, &dfs->flags);
+	if (!changed)
 		return false;
 	*size = i_size_read(inode);
 	*mtime_ns = timespec64_to_ns(&inode->i_mtime);
