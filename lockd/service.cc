@@ -232,16 +232,21 @@ void Service::on_message(fabric::Connection& connection, std::span<const std::by
 
 void Service::on_completion(fabric::Connection& connection, std::uint64_t cookie,
                             const Status& status) {
-  if (&connection != loopback_->connection() || !status.ok()) {
-    spdlog::critical("a chain of lockd's own failed: {}",
-                     status.ok() ? "not on the loopback" : status.error().message);
-    std::abort();
-  }
+  if (&connection != loopback_->connection()) std::abort();  // Nothing else posts.
+  if (!status.ok()) table_gone(status.error());
   const auto done = loopback_->completed(cookie);
   daemon_->chain_done(done.cookie, done.old, done.read ? done.image.data() : nullptr);
 }
 
+/// Without its loopback lockd cannot change a word of its table. As if it were killed: clients come back to its next incarnation.
+void Service::table_gone(const Error& reason) {
+  spdlog::critical("no way to the lock table any more: {}: ending", reason.message);
+  spdlog::default_logger()->flush();
+  std::_Exit(1);
+}
+
 void Service::on_disconnect(fabric::Connection& connection, const Error& reason) {
+  if (loopback_ != nullptr && &connection == loopback_->connection()) table_gone(reason);
   const auto id = id_of(connection);
   if (!peers_.contains(id)) return;
   close(id);

@@ -132,7 +132,7 @@ Result<std::unique_ptr<Connection>> VerbsWorker::accept(std::unique_ptr<ConnectR
   if (found == callers_.end()) return Error{ENOTCONN, asked.peer() + " is gone"};
   auto* id = found->second;
   callers_.erase(found);
-  auto pair = QueuePair::create(device_, completion_channel_, as_context(number), id);
+  auto pair = QueuePair::create(device_, counted_, completion_channel_, as_context(number), id);
   if (!pair) {
     destroy_id(id);  // The caller is refused by that.
     return pair.error();
@@ -188,12 +188,23 @@ std::optional<VerbsWorker::CmEvent> VerbsWorker::next_cm_event() {
 
 void VerbsWorker::on_cm_event(const CmEvent& event) {
   if (event.type == RDMA_CM_EVENT_CONNECT_REQUEST) return on_connect_request(event);
+  if (event.type == RDMA_CM_EVENT_DEVICE_REMOVAL && event.id == listener_) return on_removal();
   if (auto* connection = connections_.find(event.number))
     return on_connection_event(*connection, event);
   // A caller that left before it was answered.
   if (const auto found = callers_.find(event.number); found != callers_.end()) {
     destroy_id(found->second);
     callers_.erase(found);
+  }
+}
+
+/// Of the device that we listen on. Connections and callers hear of it by events of their own; the loopback has none.
+void VerbsWorker::on_removal() {
+  spdlog::error("fabric: device {} is gone: nobody can connect any more", device_->name);
+  destroy_id(listener_);
+  listener_ = nullptr;
+  for (const auto& [number, connection] : connections_) {
+    if (connection->id_ == nullptr) fail(*connection, Error{ENODEV, "the device is gone"});
   }
 }
 
@@ -217,7 +228,10 @@ void VerbsWorker::on_connect_request(const CmEvent& event) {
 
 void VerbsWorker::on_connection_event(VerbsConnection& connection, const CmEvent& event) {
   using State = VerbsConnection::State;
-  if (connection.state_ == State::ended) return;
+  if (connection.state_ == State::ended) {
+    if (event.type == RDMA_CM_EVENT_DEVICE_REMOVAL) release(connection);
+    return;
+  }
   Status status;
   switch (event.type) {
     case RDMA_CM_EVENT_ADDR_RESOLVED:
@@ -240,7 +254,9 @@ void VerbsWorker::on_connection_event(VerbsConnection& connection, const CmEvent
       while (poll_connection(connection.number_)) {
         if (connections_.find(event.number) != &connection) return;
       }
-      status = Error{ECONNRESET, "the peer closed the connection"};
+      // With a status: an end of ours that was not answered.
+      status = event.status == 0 ? Error{ECONNRESET, "the peer closed the connection"}
+                                 : Error{EHOSTUNREACH, "the end was not answered"};
       break;
     case RDMA_CM_EVENT_TIMEWAIT_EXIT:
       break;
@@ -256,8 +272,8 @@ Status VerbsWorker::on_address_resolved(VerbsConnection& connection) {
   if (connection.id_->verbs != device_->context) {
     return Error{ENETUNREACH, connection.peer_ + " is not reached by device " + device_->name};
   }
-  auto pair = QueuePair::create(device_, completion_channel_, as_context(connection.number_),
-                                connection.id_);
+  auto pair = QueuePair::create(device_, counted_, completion_channel_,
+                                as_context(connection.number_), connection.id_);
   if (!pair) return pair.error();
   connection.pair_ = std::move(*pair);
   if (device_->calls.resolve_route(connection.id_, kResolveMs) != 0) {
@@ -295,9 +311,9 @@ void VerbsWorker::on_established(VerbsConnection& connection, const CmEvent& eve
 Result<std::unique_ptr<Connection>> VerbsWorker::connect_loopback(Region& region) {
   const auto number = next_number_++;
   auto* context = as_context(number);
-  auto from = QueuePair::create(device_, completion_channel_, context, nullptr);
+  auto from = QueuePair::create(device_, counted_, completion_channel_, context, nullptr);
   if (!from) return from.error();
-  auto to = QueuePair::create(device_, completion_channel_, context, nullptr);
+  auto to = QueuePair::create(device_, counted_, completion_channel_, context, nullptr);
   if (!to) return to.error();
   DISTFUSE_TRY(join_loopback(**from, **to));
   DISTFUSE_TRY(join_loopback(**to, **from));

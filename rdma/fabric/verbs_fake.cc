@@ -489,7 +489,8 @@ void FakeControl::raise_on_all(rdma_cm_event_type event) {
   auto& m = machine();
   const Lock lock(m.mu);
   for (auto* id : m.ids) {
-    if (id->link == fake::Link::connected) fake::raise(id, event);
+    const bool removed = event == RDMA_CM_EVENT_DEVICE_REMOVAL && id->link == fake::Link::listening;
+    if (removed || id->link == fake::Link::connected) fake::raise(id, event);
   }
 }
 

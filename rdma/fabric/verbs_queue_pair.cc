@@ -18,12 +18,26 @@ ibv_sge local_part(const void* memory, std::size_t length, std::uint32_t key) {
   return {reinterpret_cast<std::uintptr_t>(memory), static_cast<std::uint32_t>(length), key};
 }
 
+Count kind_of(ibv_wr_opcode opcode) {
+  switch (opcode) {
+    case IBV_WR_RDMA_READ:
+      return Count::reads;
+    case IBV_WR_RDMA_WRITE:
+      return Count::writes;
+    case IBV_WR_SEND_WITH_IMM:
+      return Count::sends;
+    default:
+      return Count::atomics;
+  }
+}
+
 }  // namespace
 
 Result<std::unique_ptr<QueuePair>> QueuePair::create(std::shared_ptr<Device> device,
+                                                     CounterCell& counted,
                                                      ibv_comp_channel* channel, void* context,
                                                      rdma_cm_id* id) {
-  std::unique_ptr<QueuePair> made(new QueuePair(std::move(device), id));
+  std::unique_ptr<QueuePair> made(new QueuePair(std::move(device), counted, id));
   DISTFUSE_TRY(made->open(channel, context));
   return made;
 }
@@ -87,6 +101,7 @@ Status QueuePair::post_receive(std::uint32_t slot) {
   ibv_recv_wr* bad = nullptr;
   const int code = device_->calls.post_recv(qp_, &request, &bad);
   if (code != 0) return Error{code, "post_recv failed"};
+  counted_.add(Count::receives);
   return {};
 }
 
@@ -94,6 +109,8 @@ Status QueuePair::post(ibv_send_wr* request) {
   ibv_send_wr* bad = nullptr;
   const int code = device_->calls.post_send(qp_, request, &bad);
   if (code != 0) return failure(code, "post_send");
+  counted_.add(Count::doorbells);
+  for (; request != nullptr; request = request->next) counted_.add(kind_of(request->opcode));
   return {};
 }
 
@@ -235,7 +252,10 @@ QueuePair::Outcome QueuePair::receive(const ibv_wc& completion, std::uint32_t sl
 }
 
 int QueuePair::poll(std::span<ibv_wc> completions) {
-  return device_->calls.poll_cq(cq_, static_cast<int>(completions.size()), completions.data());
+  const int n =
+      device_->calls.poll_cq(cq_, static_cast<int>(completions.size()), completions.data());
+  if (n > 0) counted_.add(Count::completions, static_cast<std::uint64_t>(n));
+  return n;
 }
 
 bool QueuePair::arm() {

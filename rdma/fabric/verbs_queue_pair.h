@@ -24,6 +24,7 @@
 #include <span>
 #include <vector>
 
+#include "rdma/fabric/verbs_counters.h"
 #include "rdma/fabric/verbs_device.h"
 
 namespace distfuse::fabric::verbs {
@@ -61,9 +62,10 @@ struct RemoteRegion {
 class QueuePair {
  public:
   /// With `id`: of a connection, made through librdmacm. Without: to be connected by hand.
+  /// `counted` outlives it.
   static Result<std::unique_ptr<QueuePair>> create(std::shared_ptr<Device> device,
-                                                   ibv_comp_channel* channel, void* context,
-                                                   rdma_cm_id* id);
+                                                   CounterCell& counted, ibv_comp_channel* channel,
+                                                   void* context, rdma_cm_id* id);
   ~QueuePair();
   QueuePair(const QueuePair&) = delete;
   QueuePair& operator=(const QueuePair&) = delete;
@@ -97,7 +99,8 @@ class QueuePair {
   [[nodiscard]] std::deque<std::uint64_t>& posted() { return posted_; }
 
  private:
-  QueuePair(std::shared_ptr<Device> device, rdma_cm_id* id) : device_(std::move(device)), id_(id) {}
+  QueuePair(std::shared_ptr<Device> device, CounterCell& counted, rdma_cm_id* id)
+      : device_(std::move(device)), counted_(counted), id_(id) {}
   Status open(ibv_comp_channel* channel, void* context);
   Status post_receive(std::uint32_t slot);
   Status return_credits();
@@ -105,6 +108,7 @@ class QueuePair {
   Outcome receive(const ibv_wc& completion, std::uint32_t slot);
 
   std::shared_ptr<Device> device_;
+  CounterCell& counted_;
   rdma_cm_id* id_;
   ibv_cq* cq_ = nullptr;
   ibv_qp* qp_ = nullptr;

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "rdma/fabric/contract_fixture.h"
+#include "rdma/fabric/verbs_counters.h"
 #include "rdma/fabric/verbs_fabric.h"
 #include "rdma/fabric/verbs_fake.h"
 #include "rdma/fabric/verbs_handshake.h"
@@ -73,8 +74,42 @@ TEST_F(Verbs, CompletionErrorEndsTheConnectionInOrder) {
       EXPECT_EQ(pair.client.completions[i].code, i < 3 ? 0 : EIO) << i;
     }
     EXPECT_EQ(pair.run({chain, 1}), ENOTCONN);
+    // Not by our will: the peer is told nothing before the owner destroys the connection.
+    EXPECT_FALSE(pair.client.drive([&] { return pair.server.disconnects > 0; }, 50ms));
+    pair.connection.reset();
     EXPECT_TRUE(pair.client.drive([&] { return pair.server.disconnects == 1; }));
+    EXPECT_EQ(pair.server.reason.code, ECONNRESET);
   }
+}
+
+/// The listener is given up and the loopback ends, or the device could never be removed.
+TEST_F(Verbs, RemovalOfTheDeviceEndsListenerAndLoopback) {
+  Pair pair(kFake);
+  auto loopback = must(pair.server.worker->connect_loopback(*pair.server.region));
+  FakeControl::raise_on_all(RDMA_CM_EVENT_DEVICE_REMOVAL);
+  ASSERT_TRUE(pair.server.drive([&] { return pair.server.disconnects == 1; }));
+  EXPECT_EQ(pair.server.reason.code, ENODEV);
+  const Operation add{Op::fetch_add, 0, nullptr, 0, 1, 0};
+  EXPECT_EQ(loopback->post({&add, 1}, 0).error().code, ENOTCONN);
+}
+
+TEST_F(Verbs, CountersAreTheArithmeticOfAChain) {
+  using verbs::Count;
+  Pair pair(kFake);
+  pair.connect();
+  pair.server.stop();
+  const auto before = verbs::counters();
+  const Operation chain[] = {{Op::write, 64, pair.local.data() + 8, 8, 0, 0},
+                             {Op::fetch_add, 0, pair.local.data(), 0, 1, 0},
+                             {Op::read, 0, pair.local.data() + 16, 64, 0, 0}};
+  ASSERT_EQ(pair.run(chain), 0);
+  const auto used = verbs::counters() - before;
+  EXPECT_EQ(used[Count::doorbells], 1U);
+  EXPECT_EQ(used[Count::writes], 1U);
+  EXPECT_EQ(used[Count::atomics], 1U);
+  EXPECT_EQ(used[Count::reads], 1U);
+  EXPECT_EQ(used[Count::completions], 1U);
+  EXPECT_EQ(used[Count::sends] + used[Count::receives], 0U);
 }
 
 TEST_F(Verbs, DisconnectAndRemovalOfTheDeviceAreTold) {

@@ -20,7 +20,8 @@ namespace {
 // some 20 ns, an event a system call.
 constexpr std::size_t kPolledConnections = 8;
 constexpr int kBatch = 16;
-// Completions are delivered this many times before the channels are looked at again.
+// Completion queues are polled this many times before the channels are looked at again, which is a system call; who spins for a
+// completion pays for one in 64. Before and after a sleep they always are.
 constexpr unsigned kPollEvery = 64;
 
 Status make_nonblocking(int fd) {
@@ -90,10 +91,11 @@ std::optional<std::uint32_t> VerbsWorker::local_key(const void* memory, std::siz
 }
 
 bool VerbsWorker::progress() {
-  bool worked = connections_.deliver(handler_);
-  worked |= poll_connections();
-  if (worked && ++skipped_polls_ < kPollEvery) return true;
+  bool worked = poll_connections();
+  worked |= connections_.deliver(handler_);
+  if (!look_ && ++skipped_polls_ < kPollEvery) return worked;
   skipped_polls_ = 0;
+  look_ = false;
   epoll_event ready[3];
   const int n = epoll_wait(epoll_.get(), ready, 3, 0);
   for (int i = 0; i < n; ++i) {
@@ -116,12 +118,13 @@ bool VerbsWorker::progress() {
 
 bool VerbsWorker::poll_connections() {
   const bool all = connections_.size() <= kPolledConnections;
-  std::vector<std::uint64_t> numbers;
+  // Numbers, for handlers may destroy connections; and no allocation while somebody spins.
+  polled_.clear();
   for (const auto& [number, connection] : connections_) {
-    if (all || !connection->armed_ || !connection->stash_.empty()) numbers.push_back(number);
+    if (all || !connection->armed_ || !connection->stash_.empty()) polled_.push_back(number);
   }
   bool worked = false;
-  for (const auto number : numbers) worked |= poll_connection(number);
+  for (const auto number : polled_) worked |= poll_connection(number);
   return worked;
 }
 
@@ -187,6 +190,7 @@ void VerbsWorker::read_completion_channel() {
   ibv_cq* queue = nullptr;
   void* context = nullptr;
   while (device_->calls.get_cq_event(completion_channel_, &queue, &context) == 0) {
+    counted_.add(Count::events);
     device_->calls.ack_cq_events(queue, 1);  // Destroying the queue waits for this.
     if (auto* connection = connections_.find(reinterpret_cast<std::uintptr_t>(context))) {
       connection->armed_ = false;
@@ -195,6 +199,7 @@ void VerbsWorker::read_completion_channel() {
 }
 
 void VerbsWorker::wait(std::chrono::milliseconds timeout) {
+  look_ = true;
   if (connections_.has_events()) return;
   for (const auto& [number, connection] : connections_) {
     if (connection->state_ != VerbsConnection::State::established) continue;
@@ -208,7 +213,9 @@ void VerbsWorker::wait(std::chrono::milliseconds timeout) {
     if (n != 0) return;
   }
   epoll_event ready{};  // Level-triggered: progress() finds it again.
-  (void)epoll_wait(epoll_.get(), &ready, 1, wait_ms(timeout, connections_.next_deadline()));
+  counted_.add(Count::sleeps);
+  const int n = epoll_wait(epoll_.get(), &ready, 1, wait_ms(timeout, connections_.next_deadline()));
+  if (n > 0) counted_.add(Count::wakeups);
 }
 
 void VerbsWorker::wake() {
@@ -223,11 +230,14 @@ void VerbsWorker::expire() {
   });
 }
 
-/// Ends a connection once: what is posted completes with the reason, then on_disconnect follows, all by deliver().
+/// Ends a connection once: what is posted completes with the reason, then on_disconnect follows, all by deliver(). Only to a peer that ended
+/// it do we answer with an end at once. To any other it would look like our own will, and a client's end by will says that it trusts
+/// nothing any more: so the id stays until its owner destroys the connection, and the queue pair is dead.
 void VerbsWorker::fail(VerbsConnection& connection, Error reason) {
   using State = VerbsConnection::State;
   if (connection.state_ == State::ended) return;
   if (connection.has_deadline()) --waiting_;
+  const bool was_established = connection.state_ == State::established;
   connection.state_ = State::ended;
   spdlog::info("fabric: connection with {} ended: {}", connection.peer_, reason.message);
   connection.reason_ = std::move(reason);
@@ -239,12 +249,17 @@ void VerbsWorker::fail(VerbsConnection& connection, Error reason) {
     }
   }
   connections_.ended(connection.number_);
-  release(connection);
+  // ENODEV: the device is removed only when nothing of it is left.
+  const int code = connection.reason_.code;
+  const bool silent = was_established && code != ECONNRESET && code != ENODEV;
+  if (!silent) return release(connection);
+  connection.stash_.clear();
+  connection.pair_.reset();
 }
 
 /// Gives back what an ended or destroyed connection held.
 void VerbsWorker::release(VerbsConnection& connection) {
-  if (connection.id_ != nullptr && connection.pair_ != nullptr) {
+  if (connection.id_ != nullptr) {
     (void)device_->calls.disconnect(connection.id_);
   }
   connection.stash_.clear();

@@ -119,6 +119,7 @@ class VerbsWorker : public Worker {
   void read_cm_events();
   std::optional<CmEvent> next_cm_event();
   void on_cm_event(const CmEvent& event);
+  void on_removal();
   void on_connect_request(const CmEvent& event);
   void on_connection_event(VerbsConnection& connection, const CmEvent& event);
   Status on_address_resolved(VerbsConnection& connection);
@@ -132,6 +133,7 @@ class VerbsWorker : public Worker {
 
   std::shared_ptr<Device> device_;
   Handler& handler_;
+  CounterCell counted_;
   rdma_event_channel* cm_channel_ = nullptr;
   ibv_comp_channel* completion_channel_ = nullptr;
   Descriptor epoll_;
@@ -139,6 +141,8 @@ class VerbsWorker : public Worker {
   rdma_cm_id* listener_ = nullptr;
   std::uint64_t next_number_ = 1;
   unsigned skipped_polls_ = 0;
+  bool look_ = true;  // At the channels, with the next progress().
+  std::vector<std::uint64_t> polled_;
   std::size_t waiting_ = 0;  // Connections with a deadline.
   ConnectionSet<VerbsConnection> connections_;
   std::map<std::uint64_t, rdma_cm_id*> callers_;  // Asked the handler and not answered.
