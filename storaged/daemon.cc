@@ -11,6 +11,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "storaged/boot.h"
 #include "storaged/data/file_chunk_store.h"
 #include "storaged/data_service.h"
 #include "storaged/meta/rocksdb_metadata_store.h"
@@ -124,6 +125,9 @@ Result<std::unique_ptr<rpc::Server>> DaemonImpl::listen(rpc::Handler& handler, b
   options.device = cluster_.fabric.storage_device();
   options.data = data;
   options.metadata = !data;
+  auto boot = boot_number();
+  if (!boot) return boot.error();
+  options.boot = *boot;
   return rpc::Server::create(options, handler);
 }
 

@@ -18,6 +18,7 @@
 #include <shared_mutex>
 #include <string>
 
+#include "client/cache/unsynced.h"
 #include "rpc/metadata.h"
 
 namespace distfuse::client {
@@ -102,6 +103,8 @@ struct Inode {
   std::shared_mutex
       data;  ///< Shared: writes, reads at the end. Exclusive: appends, what cuts, changes of the record that a size must not overtake.
   std::mutex server;  ///< Held over each call that changes this inode's record at the server.
+
+  Unsynced unsynced;
 
   std::mutex state;  ///< Guards all below.
   AttributeCache attributes;

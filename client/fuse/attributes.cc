@@ -115,11 +115,12 @@ Result<FileRef> Filesystem::file_ref(Inode& inode) {
   {
     const std::lock_guard lock(inode.state);  // the layout never changes: no lock of the cluster
     const rpc::Attributes& known = inode.attributes.get();
-    if (known.ino != 0) return FileRef{known.ino, known.chunk_size, known.first_target};
+    if (known.ino != 0)
+      return FileRef{known.ino, known.chunk_size, known.first_target, &inode.unsynced};
   }
   auto fresh = fetch_attributes(inode.ino);
   if (!fresh) return fresh.error();
-  return FileRef{fresh->ino, fresh->chunk_size, fresh->first_target};
+  return FileRef{fresh->ino, fresh->chunk_size, fresh->first_target, &inode.unsynced};
 }
 
 /// With X pinned. What is dirty here travels along, so that the server's answer is the whole truth.
@@ -165,7 +166,7 @@ void Filesystem::setattr(fuse_req_t req, Ino ino, const struct stat& values, int
   std::unique_lock data(inode->data, std::defer_lock);
   if (resize) {
     data.lock();
-    const FileRef file{ino, before->chunk_size, before->first_target};
+    const FileRef file{ino, before->chunk_size, before->first_target, &inode->unsynced};
     // Data first, then the size: old data never comes back, not even after a crash in between, and a file that grows does not show
     // what a writer that died had left beyond its end.
     auto old = pinned_attributes(*inode);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// opendir, readdir, readdirplus, releasedir. Offsets given to the kernel: 1 after ".", 2 after "..", then cookie + 2.
+// opendir, readdir, readdirplus, fsyncdir, releasedir. Offsets given to the kernel: 1 after ".", 2 after "..", then cookie + 2.
 //
 // Entries are fetched in batches under S of the directory and kept with the handle as long as the directory has not changed, so that
 // small getdents calls cost no packet each. A walk from the first to the last entry without a change fills the entry cache
@@ -64,8 +64,25 @@ fuse_entry_param bare_entry(Ino ino, std::uint32_t type) {
 void Filesystem::opendir(fuse_req_t req, Ino ino, fuse_file_info* file) {
   auto handle = std::make_unique<DirectoryRef>(std::make_shared<DirectoryHandle>());
   (*handle)->inode = inodes_.get(ino);
+  {
+    const std::lock_guard lock((*handle)->inode->state);
+    (*handle)->seen_errors = (*handle)->inode->errors.now();
+  }
   file->fh = reinterpret_cast<std::uint64_t>(handle.get());
   if (fuse_reply_open(req, file) == 0) (void)handle.release();
+}
+
+void Filesystem::fsyncdir(fuse_req_t req, fuse_file_info* file) {
+  const DirectoryRef handle = *handle_of(file);
+  Inode& inode = *handle->inode;
+  const Status done = sync_metadata(inode);
+  if (!done.ok() && session_ended(done.error())) return reply_error(req, Error{ENOTCONN, {}});
+  int earlier = 0;
+  {
+    const std::lock_guard lock(inode.state);
+    earlier = inode.errors.check_and_advance(handle->seen_errors);
+  }
+  fuse_reply_err(req, done.ok() ? earlier : code_of(done.error()));
 }
 
 void Filesystem::releasedir(fuse_req_t req, fuse_file_info* file) {

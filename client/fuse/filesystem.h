@@ -47,7 +47,8 @@ struct FileHandle {
 
 struct DirectoryHandle {
   InodeRef inode;
-  std::mutex mutex;  ///< Guards all below: one thread reads a handle at a time.
+  std::uint64_t seen_errors = 0;  ///< Guarded by inode->state.
+  std::mutex mutex;               ///< Guards all below: one thread reads a handle at a time.
   std::vector<rpc::DirectoryEntry> batch;
   std::uint64_t batch_after = 0;  ///< The cookie that the batch follows.
   bool batch_is_last = false;
@@ -128,6 +129,7 @@ class Filesystem final {
   void readdir(fuse_req_t req, std::size_t size, std::uint64_t offset, fuse_file_info* file,
                bool plus);
   void releasedir(fuse_req_t req, fuse_file_info* file);
+  void fsyncdir(fuse_req_t req, fuse_file_info* file);
   // xattr.cc
   void getxattr(fuse_req_t req, Ino ino, const char* name, std::size_t size);
   void setxattr(fuse_req_t req, Ino ino, const char* name, std::string value, int flags);
@@ -139,7 +141,6 @@ class Filesystem final {
   void flock(fuse_req_t req, Ino ino, fuse_file_info* file, int operation);
   // space.cc
   void fsync(fuse_req_t req, Ino ino, fuse_file_info* file);
-  void fsyncdir(fuse_req_t req);
   void statfs(fuse_req_t req);
   void fallocate(fuse_req_t req, Ino ino, int mode, std::uint64_t offset, std::uint64_t length);
   void copy_file_range(fuse_req_t req, Ino from, std::uint64_t from_offset, Ino to,
@@ -205,6 +206,7 @@ class Filesystem final {
   }
   Result<rpc::MetadataReply> call(const rpc::MetadataRequest& request,
                                   fuse_req_t req = nullptr) const;
+  void note_change(const rpc::MetadataRequest& request, const rpc::MetadataReply& reply) const;
   /// The attributes in the reply; EPROTO if there are none.
   Result<rpc::Attributes> call_for_attributes(const rpc::MetadataRequest& request,
                                               fuse_req_t req = nullptr) const;
@@ -271,6 +273,8 @@ class Filesystem final {
   Result<std::optional<std::string>> xattr_value(Inode& inode, const std::string& name);
 
   // space.cc
+  Status sync_metadata(Inode& inode);
+  bool note_loss(Inode& inode);
   Status change_space(const FileRef& file, int mode, std::uint64_t offset, std::uint64_t length);
   Result<std::size_t> copy_bytes(const FileRef& from, std::uint64_t from_offset, const FileRef& to,
                                  std::uint64_t to_offset, std::size_t length);
@@ -293,6 +297,7 @@ class Filesystem final {
   fuse_session* fuse_ = nullptr;
   mutable InodeTable inodes_;
   mutable EntryCache entries_;
+  SyncHistory metadata_syncs_;
   std::unique_ptr<rpc::Client> rpc_;
   std::unique_ptr<FileData> data_;
   std::unique_ptr<LockTable> locks_;

@@ -62,6 +62,7 @@ Status Filesystem::flush_locked(Inode& inode) {
 }
 
 int Filesystem::take_error(FileHandle& handle) {
+  note_loss(*handle.inode);
   const std::lock_guard lock(handle.inode->state);
   return handle.inode->errors.check_and_advance(handle.seen_errors);
 }

@@ -124,8 +124,8 @@ void fill_files(fuse_lowlevel_ops& ops) {
   ops.releasedir = [](fuse_req_t r, fuse_ino_t, fuse_file_info* f) {
     serve(r, [&](Filesystem& fs) { fs.releasedir(r, f); });
   };
-  ops.fsyncdir = [](fuse_req_t r, fuse_ino_t, int, fuse_file_info*) {
-    serve(r, [&](Filesystem& fs) { fs.fsyncdir(r); });
+  ops.fsyncdir = [](fuse_req_t r, fuse_ino_t, int, fuse_file_info* f) {
+    serve(r, [&](Filesystem& fs) { fs.fsyncdir(r, f); });
   };
   ops.statfs = [](fuse_req_t r, fuse_ino_t) { serve(r, [&](Filesystem& fs) { fs.statfs(r); }); };
 }

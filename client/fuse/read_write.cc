@@ -114,7 +114,7 @@ Result<std::size_t> Filesystem::write_pinned(fuse_req_t req, Inode& inode,
     kill.kill_setid = true;
     DISTFUSE_TRY(change_attributes(req, inode, kill));
   }
-  const FileRef ref{inode.ino, attributes->chunk_size, attributes->first_target};
+  const FileRef ref{inode.ino, attributes->chunk_size, attributes->first_target, &inode.unsynced};
   const bool durable = (file.flags & (O_SYNC | O_DSYNC)) != 0;
   DISTFUSE_TRY(data_->write(ref, offset, bytes, durable));
   {
@@ -128,8 +128,7 @@ Result<std::size_t> Filesystem::write_pinned(fuse_req_t req, Inode& inode,
 
 Status Filesystem::make_durable(Inode& inode) {
   DISTFUSE_TRY(flush_inode(inode));
-  auto synced = call(rpc::SyncMetadata{});
-  return synced ? Status{} : Status{synced.error()};
+  return sync_metadata(inode);
 }
 
 /// Whether pages at or beyond the end may be cached; then they count as gone, and the caller sees to it.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// fsync, fsyncdir, statfs, fallocate, copy_file_range, lseek for data and holes.
+// fsync, statfs, fallocate, copy_file_range, lseek for data and holes.
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <spdlog/spdlog.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -34,10 +35,24 @@ void Filesystem::fsync(fuse_req_t req, Ino, fuse_file_info* file) {
   fuse_reply_err(req, done.ok() ? earlier : code_of(done.error()));
 }
 
-void Filesystem::fsyncdir(fuse_req_t req) {
-  auto synced = call(rpc::SyncMetadata{}, req);
-  if (!synced) return reply_error(req, synced.error());
-  fuse_reply_err(req, 0);
+/// The inode's metadata; an error if some of it, or of its data, is known to be lost: then `errors` has it too.
+Status Filesystem::sync_metadata(Inode& inode) {
+  const std::uint64_t mark = Unsynced::mark();
+  auto synced = call(rpc::SyncMetadata{});
+  if (!synced) return synced.error();
+  inode.unsynced.synced(Unsynced::kMetadataTarget, synced->boot, mark, &metadata_syncs_);
+  metadata_syncs_.synced(synced->boot, mark);
+  return note_loss(inode) ? Error{EIO, {}} : Status{};
+}
+
+/// True: a machine that had changes of the inode, not synced, has restarted. Recorded for every open file.
+bool Filesystem::note_loss(Inode& inode) {
+  if (!inode.unsynced.take_loss()) return false;
+  spdlog::error("inode {}: a storaged's machine restarted before what was written there was synced",
+                inode.ino);
+  const std::lock_guard lock(inode.state);
+  inode.errors.record(EIO);
+  return true;
 }
 
 void Filesystem::statfs(fuse_req_t req) {
@@ -78,7 +93,7 @@ void Filesystem::fallocate(fuse_req_t req, Ino ino, int mode, std::uint64_t offs
   if (!pin) return reply_error(req, pin.error());
   auto attributes = pinned_attributes(*inode);
   if (!attributes) return reply_error(req, attributes.error());
-  const FileRef file{ino, attributes->chunk_size, attributes->first_target};
+  const FileRef file{ino, attributes->chunk_size, attributes->first_target, &inode->unsynced};
   const std::unique_lock data(inode->data);
   const Status done = change_space(file, mode, offset, length);
   if (!done.ok()) return reply_error(req, done.error());
@@ -125,7 +140,8 @@ void Filesystem::copy_file_range(fuse_req_t req, Ino from, std::uint64_t from_of
   if (!apart) return (void)fuse_reply_err(req, EINVAL);
   if (to_offset + length > kMaxFileSize) return (void)fuse_reply_err(req, EFBIG);
   const FileRef read_from{from, source_attributes->chunk_size, source_attributes->first_target};
-  const FileRef write_to{to, target_attributes->chunk_size, target_attributes->first_target};
+  const FileRef write_to{to, target_attributes->chunk_size, target_attributes->first_target,
+                         &target->unsynced};
   const std::shared_lock data(target->data);
   auto copied = copy_bytes(read_from, from_offset, write_to, to_offset, length);
   if (!copied) return reply_error(req, copied.error());

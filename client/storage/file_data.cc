@@ -56,7 +56,16 @@ Status FileData::write(const FileRef& file, std::uint64_t offset, std::span<cons
     call.buffer = const_cast<std::byte*>(buffer.data()) + piece.position;  // NOLINT
     if (durable) call.request.flags = rpc::kWriteSync;
   }
-  return client_.run(memory.calls);
+  return durable ? client_.run(memory.calls) : change(file, memory.calls);
+}
+
+Status FileData::change(const FileRef& file, std::span<rpc::DataCall> calls) {
+  Status done = client_.run(calls);
+  if (file.unsynced != nullptr) {
+    for (const rpc::DataCall& call : calls)
+      if (call.error == 0) file.unsynced->changed(call.target, call.boot);
+  }
+  return done;
 }
 
 Status FileData::truncate(const FileRef& file, std::uint64_t size) {
@@ -64,7 +73,7 @@ Status FileData::truncate(const FileRef& file, std::uint64_t size) {
   for (const Piece& piece : cut(layout(file), size)) {
     calls.push_back(call_for(file, rpc::DataOp::truncate, piece));
   }
-  return client_.run(calls);
+  return change(file, calls);
 }
 
 Status FileData::over_range(const FileRef& file, rpc::DataOp op, std::uint64_t offset,
@@ -75,7 +84,7 @@ Status FileData::over_range(const FileRef& file, rpc::DataOp op, std::uint64_t o
     split(layout(file), offset + done, std::min(step, length - done), memory.pieces);
     memory.calls.clear();
     for (const Piece& piece : memory.pieces) memory.calls.push_back(call_for(file, op, piece));
-    DISTFUSE_TRY(client_.run(memory.calls));
+    DISTFUSE_TRY(change(file, memory.calls));
   }
   return {};
 }
@@ -117,7 +126,14 @@ Status FileData::sync(const FileRef& file, std::uint64_t size) {
   for (const std::uint32_t target : targets_of(layout(file), size)) {
     calls.push_back(call_for(file, rpc::DataOp::sync, {target, 0, 0, 0, 0}));
   }
-  return calls.empty() ? Status{} : client_.run(calls);
+  if (calls.empty()) return {};
+  const std::uint64_t mark = Unsynced::mark();
+  Status done = client_.run(calls);
+  if (file.unsynced != nullptr) {
+    for (const rpc::DataCall& call : calls)
+      if (call.error == 0) file.unsynced->synced(call.target, call.boot, mark);
+  }
+  return done;
 }
 
 Result<rpc::DataStatfs> FileData::statfs() {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 
+#include "client/cache/unsynced.h"
 #include "client/storage/stripe.h"
 #include "common/result.h"
 #include "rpc/client.h"
@@ -17,6 +18,7 @@ struct FileRef {
   rpc::Ino ino = 0;
   std::uint32_t chunk_size = rpc::kDefaultChunkSize;
   std::uint32_t first_target = 0;
+  Unsynced* unsynced = nullptr;  ///< Of the inode: what changes and syncs the file is noted there.
 };
 
 class FileData {
@@ -47,6 +49,7 @@ class FileData {
  private:
   Status over_range(const FileRef& file, rpc::DataOp op, std::uint64_t offset,
                     std::uint64_t length);
+  Status change(const FileRef& file, std::span<rpc::DataCall> calls);
 
   rpc::Client& client_;
   std::uint32_t targets_;
