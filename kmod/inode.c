@@ -357,6 +357,18 @@ int dfs_change_mode(struct inode *inode, const struct iattr *iattr)
 	return error;
 }
 
+/*
+ * Who looks at the value block and at the server believes the later ctime: ours never goes back, whatever this node's clock says (it is coarse,
+ * and another node's may be ahead). Under inode->spin.
+ */
+static void dfs_advance_ctime(struct inode *inode, const struct timespec64 *time)
+{
+	if (timespec64_compare(time, &inode->i_ctime) > 0)
+		inode->i_ctime = *time;
+	else
+		inode->i_ctime = timespec64_add(inode->i_ctime, (struct timespec64){0, 1});
+}
+
 /* atime is changed by utimes alone (SB_NOATIME). Under X for a regular file's write and fault; else the server keeps the times. */
 int dfs_update_time(struct inode *inode, struct timespec64 *time, int flags)
 {
@@ -368,7 +380,7 @@ int dfs_update_time(struct inode *inode, struct timespec64 *time, int flags)
 	if (flags & S_MTIME)
 		inode->i_mtime = *time;
 	if (flags & S_CTIME)
-		inode->i_ctime = *time;
+		dfs_advance_ctime(inode, time);
 	set_bit(DFS_ATTRS_DIRTY, &dfs->flags);
 	set_bit(DFS_CHANGED, &dfs->flags);
 	spin_unlock(&dfs->spin);
