@@ -201,8 +201,17 @@ void Cluster::kill_daemon(const std::string& daemon) {
 }
 
 void Cluster::restart_daemon(const std::string& daemon) {
+  if (const auto boot = boots_.find(daemon); boot != boots_.end())
+    setenv("DISTFUSE_BOOT_ID", (daemon + " " + std::to_string(boot->second)).c_str(), 1);
   const CommandResult result = run({"distfuse", "restart", "--root", root(), daemon});
+  unsetenv("DISTFUSE_BOOT_ID");
   EXPECT_EQ(result.exit_code, 0) << result.output;
+}
+
+void Cluster::restart_machine(const std::string& storaged) {
+  kill_daemon(storaged);
+  ++boots_[storaged];
+  restart_daemon(storaged);
 }
 
 std::string Cluster::log(const std::string& daemon) const {

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
@@ -71,6 +72,8 @@ class Cluster {
   void kill_daemon(const std::string& daemon);
   /// Starts a storaged, lockd or a mount whose client is dead again with its old configuration; returns when it is ready.
   void restart_daemon(const std::string& daemon);
+  /// Kills a storaged and starts it as if its machine had been restarted: with another boot number, here and in later restarts.
+  void restart_machine(const std::string& storaged);
   /// Warnings and errors in a log that match this regular expression are expected.
   void expect_log(const std::string& regex) { expected_.push_back(regex); }
 
@@ -83,6 +86,7 @@ class Cluster {
   std::vector<std::string> mounts_;
   std::vector<std::string> expected_;
   std::vector<pid_t> restarted_;
+  std::map<std::string, unsigned> boots_;  ///< restart_machine()s so far.
   bool up_ = false;
 };
 

@@ -81,6 +81,18 @@ const std::vector<Fault>& fault_table() {
                  {Step::resume, "storaged-1"}},
        .away = true,
        .waits = "until it goes on"},
+      {.name = "data_machine_restarted",
+       .text = "the machine of a storaged with role data restarts",
+       .steps = {{Step::machine, "storaged-1"}},
+       .away = true,
+       .roles = 1,
+       .waits = "until the storaged is back and lockd has told it who lives"},
+      {.name = "meta_machine_restarted",
+       .text = "the machine of the storaged with role meta (and data) restarts",
+       .steps = {{Step::machine, "storaged-0"}},
+       .away = true,
+       .roles = 2,
+       .waits = "until the storaged is back and lockd has told it who lives"},
       {.name = "client_killed_while_lockd_is_away",
        .text = "kill -9 of a client and of lockd; lockd is started again",
        .steps = {{Step::kill, "lockd"},
@@ -139,16 +151,24 @@ std::string fault_table_markdown() {
       "EIO, once for each file written to: at fsync, close, or in a call under way; then "
       "it goes on in a new session",
       "ENOTCONN, until it is mounted again"};
+  static const char* const kMachine =
+      "EIO, once for each file and directory with changes that were not synced: at fsync or close";
+  static const char* const kWait = "nothing: their calls wait";
   std::string text =
       "| fault | applications on that mount see | on the other mounts | what may be lost | a call "
       "waits at most |\n"
       "|---|---|---|---|---|\n";
   for (const auto& fault : fault_table()) {
     text += std::string("| ") + fault.text + " | ";
-    text += fault.hit < 0 ? "nothing: their calls wait" : kTold[static_cast<int>(fault.told)];
-    text += " | nothing: their calls wait | ";
-    text +=
-        fault.may_lose ? "what that mount wrote and no fsync or close has answered for" : "nothing";
+    text += fault.roles != 0 ? kMachine
+            : fault.hit < 0  ? kWait
+                             : kTold[static_cast<int>(fault.told)];
+    text += " | ";
+    text += fault.roles != 0 ? "the same" : kWait;
+    text += " | ";
+    text += fault.roles != 0 ? "what no fsync has answered for"
+            : fault.may_lose ? "what that mount wrote and no fsync or close has answered for"
+                             : "nothing";
     text += std::string(" | ") + fault.waits + " |\n";
   }
   return text;
@@ -189,6 +209,8 @@ class Injection {
         return cluster_.signal_daemon(step.daemon, SIGCONT);
       case Step::restart:
         return cluster_.restart_daemon(step.daemon);
+      case Step::machine:
+        return cluster_.restart_machine(step.daemon);
       case Step::wait:
         std::this_thread::sleep_for(milliseconds(
             static_cast<int>(step.leases * static_cast<double>(cluster_.lease().count()))));

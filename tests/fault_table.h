@@ -24,6 +24,7 @@ struct FaultStep {
     stop,     ///< SIGSTOP.
     resume,   ///< SIGCONT.
     restart,  ///< `distfuse restart`.
+    machine,  ///< kill -9 and restart, as if the storaged's machine had been restarted (Cluster::restart_machine).
     wait,     ///< `leases` × the lease.
     seen,     ///< Until `distfuse status --json` shows the session of that mount in `state`.
   } what;
@@ -43,6 +44,9 @@ struct Fault {
   /// kSlack for a busy machine.
   bool away = false;
   double leases = 0;
+  /// Of a storaged whose machine restarts: every mount is told EIO, once for each role and file with changes that were not synced, at
+  /// fsync or close.
+  unsigned roles = 0;
   const char* waits;  ///< For the page: how long, at most.
 };
 
