@@ -77,6 +77,7 @@ class Switch {
   void forward(std::size_t from, std::string_view frame);
   void enqueue(std::size_t from, std::size_t to, std::string_view frame);
   bool lost(const Port& port);
+  static void close_port(Port& port);
   static void send(Port& port, Clock::time_point now);
   bool read_control();
   std::string command(const std::string& line);
@@ -116,10 +117,7 @@ void Switch::run() {
     if (fds[0].revents != 0 && !read_control()) return;
     for (std::size_t i = 0; i < ports_.size(); ++i) {
       if ((fds[i + 1].revents & POLLIN) != 0) receive(i);
-      if ((fds[i + 1].revents & (POLLHUP | POLLERR)) != 0 && ports_[i].fd >= 0) {
-        close(ports_[i].fd);
-        ports_[i].fd = -1;  // its guest is gone
-      }
+      if ((fds[i + 1].revents & (POLLHUP | POLLERR)) != 0) close_port(ports_[i]);
     }
     now = Clock::now();
     for (Port& port : ports_) send(port, now);
@@ -176,6 +174,15 @@ bool Switch::lost(const Port& port) {
   return port.drop > 0 && std::uniform_real_distribution<double>(0, 1)(random_) < port.drop;
 }
 
+/// A pair's other end that is closed shows as an error of a send, or as nothing at all while there is nothing to send.
+void Switch::close_port(Port& port) {
+  if (port.fd >= 0) close(port.fd);
+  port.fd = -1;
+  port.dropped += port.queue.size();
+  port.queue.clear();
+  port.queued_bytes = 0;
+}
+
 void Switch::send(Port& port, Clock::time_point now) {
   while (port.fd >= 0 && !port.queue.empty() && port.queue.front().due <= now) {
     std::array<mmsghdr, kBatch> messages{};
@@ -188,7 +195,8 @@ void Switch::send(Port& port, Clock::time_point now) {
       messages[count].msg_hdr.msg_iovlen = 1;
     }
     const int n = sendmmsg(port.fd, messages.data(), count, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (n <= 0) return;  // full: POLLOUT comes; or gone: POLLHUP does
+    if (n < 0 && (errno == EAGAIN || errno == ENOBUFS)) return;  // full: POLLOUT comes
+    if (n < 0) return close_port(port);                          // its guest is gone
     port.out += static_cast<std::uint64_t>(n);
     for (int i = 0; i < n; ++i) {
       port.queued_bytes -= port.queue.front().frame.size();

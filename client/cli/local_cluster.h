@@ -51,8 +51,8 @@ struct UpOptions {
   unsigned storageds = 0;                 ///< Of a new cluster; 0: two.
   std::optional<std::uint64_t> lease_ms;  ///< Kept in the cluster file; none: what it has.
   // Of a new cluster; empty: ucx on lo, 127.0.0.1.
-  std::string fabric;   ///< ucx or verbs.
-  std::string device;   ///< As in the cluster file, as the next.
+  std::string fabric;  ///< ucx or verbs.
+  std::string device;  ///< As in the cluster file, as the next.
   std::string data_device;
   std::string address;  ///< IPv4 address of this machine that every daemon listens on.
   std::string log_level = "info";

@@ -13,6 +13,7 @@ from typing import Coroutine
 from . import control, keep, terminal
 from .errors import EXIT_DIRTY, EXIT_INTERRUPTED, VmError
 from .options import parse
+from .possible import why_not
 from .report import new_folder, say
 from .run import CACHE, Run, run_command
 
@@ -81,6 +82,10 @@ def main() -> int:
     programs, arguments = Path(sys.argv[1]).resolve(), sys.argv[2:]
     try:
         options = parse(arguments)
+        if options.do in ("run", "shell", "check") and (reason := why_not()):
+            raise VmError(f"guests cannot run here: {reason}")
+        if options.do == "check":
+            return 0
         if options.do == "run":
             folder = new_folder(CACHE / "runs", options.out)
             if options.keep:

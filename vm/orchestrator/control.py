@@ -62,8 +62,8 @@ class Server:
             await self._answer(json.loads(await reader.readline()), reader, writer)
         except (VmError, ValueError, KeyError, TypeError, IndexError) as error:
             writer.write(json.dumps({"error": str(error)}).encode() + b"\n")
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client, or the run, has ended
         finally:
             writer.close()
 

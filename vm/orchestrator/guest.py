@@ -93,7 +93,7 @@ class Guest:
     def _command(self, network: int, agent: int, monitor: int) -> list[str]:
         machine = self._machine
         # mmap of 9p files and the debug checks of --strict need no more than this; a panic ends QEMU at once (-no-reboot).
-        append = "console=ttyS0 loglevel=7 tsc=reliable net.ifnames=0 panic=-1 sysrq_always_enabled=1 random.trust_cpu=on"
+        append = "console=ttyS0 loglevel=7 tsc=reliable no_timer_check net.ifnames=0 panic=-1 sysrq_always_enabled=1 random.trust_cpu=on"
         append += f" {STRICT}" if machine.strict else ""
         append += f" {machine.append}" if machine.append else ""
         shared = "security_model=none,multidevs=remap"

@@ -44,6 +44,9 @@ def distribution_kernel(cache: Path) -> Kernel:
     for candidate in (_installed(wanted), _unpacked(cache, wanted)):
         if candidate:
             return candidate
+    if os.getuid() == 0:  # package lists that are not there, or are too old for the archive
+        subprocess.run(["apt-get", "update", "-qq"], capture_output=True, check=False)
+        wanted = _current_release()
     if wanted and (fetched := _fetch(cache, wanted)):
         return fetched
     releases = [path.name[len("vmlinuz-") :] for path in Path("/boot").glob("vmlinuz-6.1*")]

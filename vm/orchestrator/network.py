@@ -21,13 +21,14 @@ def address_of(node: int) -> str:
 class Switch:
     """A running vm-switch."""
 
-    def __init__(self, program: Path, ports: int) -> None:
+    def __init__(self, program: Path, ports: int, log: Path) -> None:
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(ports)]
         ours = [control, *(ours for ours, _ in pairs)]
         self.guest_ends = [guest for _, guest in pairs]
         fds = [end.fileno() for end in ours]
-        self.process: subprocess.Popen[bytes] = start_dependent([str(program), *map(str, fds)], pass_fds=fds)
+        with open(log, "wb") as output:
+            self.process: subprocess.Popen[bytes] = start_dependent([str(program), *map(str, fds)], fds, output)
         for end in ours:
             end.close()
         self._control.settimeout(10)

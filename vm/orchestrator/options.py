@@ -21,7 +21,7 @@ If COMMAND fails and the guests are not clean, the status is COMMAND's and what 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options; `do` names the command. Ends the program with status 2 for a wrong line."""
     parser = argparse.ArgumentParser(prog="scripts/vm", description=DESCRIPTION)
-    commands = parser.add_subparsers(dest="do", required=True, metavar="run|shell|fault|status|down")
+    commands = parser.add_subparsers(dest="do", required=True, metavar="run|shell|fault|status|down|check")
     _add_run(commands)
     _add_shell(commands)
     _add_others(commands)
@@ -78,6 +78,7 @@ def _add_others(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     for name, text in (
         ("fault", "cut N on|off, delay N MS, drop N PERCENT, kill N, stop N, continue N, stats"),
         ("status", "the runs that are there"),
+        ("check", "whether guests can run on this machine; if not, why"),
         ("down", "end a run and its guests"),
     ):
         parser = commands.add_parser(name, help=text)

@@ -9,7 +9,7 @@ from typing import IO, Sequence
 
 
 def start_dependent(
-    command: Sequence[str], pass_fds: Sequence[int] = (), output: IO[bytes] | None = None
+    command: Sequence[str], pass_fds: Sequence[int], output: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     """Starts it in a session of its own (a terminal's Ctrl-C is for us alone); the kernel kills it when this thread ends."""
     return subprocess.Popen(  # pylint: disable=consider-using-with
@@ -17,7 +17,7 @@ def start_dependent(
         pass_fds=tuple(pass_fds),
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=subprocess.STDOUT if output else None,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
 

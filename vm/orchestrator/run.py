@@ -96,7 +96,7 @@ class Run:
             chosen, boot_image(chosen, CACHE), initramfs.build(chosen, VM / "guest" / "first", CACHE),
             self.programs / "vm-agent", options.cpus, options.mem, True, options.strict, options.append,
         )  # fmt: skip
-        self._switch = Switch(self.programs / "vm-switch", options.nodes)
+        self._switch = Switch(self.programs / "vm-switch", options.nodes, self.report.folder / "switch.log")
         for number in range(1, options.nodes + 1):
             guest = Guest(number, options.nodes, machine, self.report.folder / f"node{number}")
             guest.folder.mkdir(exist_ok=True)

@@ -73,11 +73,11 @@ class State:
 async def state_of(guest: Guest) -> State:
     """Asks the guest."""
     script = (
-        "ps -eo pid=,ppid=,stat=,args=; echo =; cat /proc/self/mountinfo; echo =; "
+        "ps -eo pid=,ppid=,stat=,args= --cols 1000; echo ==; cat /proc/self/mountinfo; echo ==; "
         "[ ! -e /sys/class/infiniband/rxe0 ] || { rdma resource show; rdma resource show qp; rdma resource show cm_id; }"
     )
     text = await guest.output_of(["sh", "-c", script])
-    processes, mounts, rdma = text.split("=\n", 2)
+    processes, mounts, rdma = text.split("\n==\n", 2)
     return State(_user_processes(processes), _user_mounts(mounts), _resources(rdma))
 
 
