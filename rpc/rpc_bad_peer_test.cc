@@ -188,14 +188,14 @@ TEST_F(BadPeer, AServerOfALaterVersionIsReported) {
 /// A peer that shakes hands properly and then sends what it likes.
 class RawPeer {
  public:
-  explicit RawPeer(const std::string& address) {
+  explicit RawPeer(const std::string& address, const wire::Hello& hello = good_hello()) {
     context_ = *UcxContext::create("lo");
     worker_ = std::move(*UcxWorker::create(context_));
     const auto ignore = [](void*, const void*, std::size_t, void*, std::size_t,
                            const ucp_am_recv_param_t*) { return UCS_OK; };
     worker_->on_message(wire::kMetadataReply, ignore, nullptr);
     worker_->on_message(wire::kDataReply, ignore, nullptr);
-    auto handshake = std::move(*Handshake::start(address, good_hello(), worker_->address()));
+    auto handshake = std::move(*Handshake::start(address, hello, worker_->address()));
     while (handshake.step() == Handshake::State::pending) std::this_thread::sleep_for(1ms);
     token = handshake.welcome().token;
     endpoint_ = *worker_->connect(
@@ -257,6 +257,26 @@ class RawPeer {
   std::vector<std::byte> payload_ = std::vector<std::byte>(8 << 20);
   std::vector<std::unique_ptr<Bytes>> headers_;
 };
+
+TEST_F(BadPeer, AChannelIsItsSessionsAndGoesForward) {
+  auto hello = good_hello();
+  hello.attempt = 5;
+  RawPeer first(server.address(), hello);
+  auto other = hello;
+  other.session = 10;
+  other.attempt = 6;
+  EXPECT_EQ(refusal(server.address(), other, wire::kProtocolVersion), "closed");
+  other = hello;
+  other.attempt = 4;  // given up, and only now here
+  EXPECT_EQ(refusal(server.address(), other, wire::kProtocolVersion), "closed");
+  other.channel = 0;
+  EXPECT_EQ(refusal(server.address(), other, wire::kProtocolVersion), "closed");
+  EXPECT_FALSE(first.dropped(50ms));
+  hello.attempt = 6;
+  RawPeer second(server.address(), hello);  // is welcome when the first is gone
+  EXPECT_TRUE(first.dropped());
+  EXPECT_FALSE(second.dropped(50ms));
+}
 
 TEST_F(BadPeer, MessagesThatAreNoRequests) {
   std::mt19937 random(2);
