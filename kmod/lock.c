@@ -61,6 +61,14 @@ static void dfs_perform_wake(struct dfs_lock *lock, u32 bits)
 	wake_up_all(&lock->wait);
 }
 
+/* The work has a reference while it is queued or runs. The caller has one. */
+void dfs_queue_shed(struct dfs_lock *lock)
+{
+	refcount_inc(&lock->refs);
+	if (!queue_work(lock->session->shed_queue, &lock->shed))
+		refcount_dec(&lock->refs);
+}
+
 static void dfs_perform_shed(struct dfs_lock *lock)
 {
 	WARN_ON_ONCE(lock->shedding);
@@ -68,7 +76,7 @@ static void dfs_perform_shed(struct dfs_lock *lock)
 	lock->session->sheds++;
 	if (lock->core.revoke_seq)
 		df_hold_shed(&lock->hold, dfs_now_us());
-	queue_work(lock->session->shed_queue, &lock->shed);
+	dfs_queue_shed(lock);
 }
 
 /* The chain goes, or the lock will be detached. True: it goes. */
@@ -252,9 +260,8 @@ static void dfs_shed_end(struct dfs_lock *lock, u32 keep, bool changed,
 	dfs_perform_lock(lock, &out);
 }
 
-void dfs_shed_work(struct work_struct *work)
+static void dfs_shed(struct dfs_lock *lock)
 {
-	struct dfs_lock *lock = container_of(work, struct dfs_lock, shed);
 	struct df_value value = {};
 	struct inode *inode;
 	bool changed = false, lost, forfeited, exclusive;
@@ -286,10 +293,17 @@ void dfs_shed_work(struct work_struct *work)
 	else if (!lock->lost)
 		dfs_shed_end(lock, keep, changed, &value);
 	else
-		queue_work(lock->session->shed_queue,
-			   &lock->shed); /* lost meanwhile: again, as such */
+		dfs_queue_shed(lock); /* lost meanwhile: again, as such */
 	spin_unlock_bh(&lock->spin);
 	iput(inode);
+}
+
+void dfs_shed_work(struct work_struct *work)
+{
+	struct dfs_lock *lock = container_of(work, struct dfs_lock, shed);
+
+	dfs_shed(lock);
+	dfs_lock_put(lock);
 }
 
 /* --- pins ------------------------------------------------------------------------------------------ */
@@ -321,7 +335,7 @@ void dfs_lock_unpin(struct dfs_lock *lock)
 	df_lock_unpin(&lock->core);
 	due = !lock->core.pins && (lock->shedding || (lock->lost && !lock->swept));
 	if (due)
-		queue_work(lock->session->shed_queue, &lock->shed);
+		dfs_queue_shed(lock);
 	spin_unlock_bh(&lock->spin);
 }
 

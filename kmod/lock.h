@@ -108,6 +108,7 @@ void dfs_perform_lock(struct dfs_lock *lock, const struct df_out *out);
 void dfs_lock_renew(struct dfs_lock *lock);
 void dfs_hold_ended(struct timer_list *timer);
 void dfs_shed_work(struct work_struct *work);
+void dfs_queue_shed(struct dfs_lock *lock);
 
 int dfs_lock_cache_init(void);
 void dfs_lock_cache_exit(void);

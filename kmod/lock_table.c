@@ -169,7 +169,7 @@ void dfs_lock_unbind(struct dfs_lock *lock)
 	spin_lock_bh(&lock->spin);
 	lock->inode = NULL;
 	if (lock->shedding || (lock->lost && !lock->swept))
-		queue_work(lock->session->shed_queue, &lock->shed);
+		dfs_queue_shed(lock);
 	spin_unlock_bh(&lock->spin);
 	dfs_lock_put(lock);
 }
@@ -335,7 +335,7 @@ void dfs_lock_lost(struct dfs_lock *lock)
 		lock->swept = false;
 		df_lock_session_lost(&lock->core, &out);
 		dfs_perform_lock(lock, &out);
-		queue_work(lock->session->shed_queue, &lock->shed);
+		dfs_queue_shed(lock);
 	}
 	spin_unlock_bh(&lock->spin);
 }
