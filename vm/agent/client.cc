@@ -9,6 +9,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <string_view>
 
 #include "common/descriptor.h"
 #include "vm/agent/frame.h"
@@ -53,6 +54,18 @@ bool read_more(int fd, std::string& received) {
   return n > 0;
 }
 
+/// What holds on every guest: all have one root. Not which guest it is, nor where this process stands.
+std::vector<std::string> environment_for_others() {
+  std::vector<std::string> kept;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const bool local = text.starts_with("DISTFUSE_VM_NODE=") || text.starts_with("PWD=") ||
+                       text.starts_with("OLDPWD=") || text.starts_with("SHLVL=");
+    if (!local) kept.emplace_back(text);
+  }
+  return kept;
+}
+
 bool forward_input(int link, bool& open) {
   std::string data;
   open = read_more(0, data);
@@ -67,8 +80,9 @@ int run_on_guest(const std::string& host, const std::string& port, const std::st
   Descriptor link = connect_to(host, port);
   if (!link) return 255;
   std::string out;
-  encode_frame(out, kChannel, FrameType::start,
-               encode_job({false, true, "/", {}, {"/bin/sh", "-c", command}}));
+  encode_frame(
+      out, kChannel, FrameType::start,
+      encode_job({false, true, "/", environment_for_others(), {"/bin/sh", "-c", command}}));
   bool alive = write_all(link.get(), out);
   std::string received;
   bool input_open = true;

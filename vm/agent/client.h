@@ -7,7 +7,7 @@
 
 namespace distfuse::vm {
 
-/// Runs `command` by sh on the guest `host` with this process's input, output and errors, as rsh does. Answers its exit status;
+/// Runs `command` by sh on the guest `host` with this process's input, output, errors and environment. Answers its exit status;
 /// 255: the guest cannot be reached.
 [[nodiscard]] int run_on_guest(const std::string& host, const std::string& port,
                                const std::string& command);

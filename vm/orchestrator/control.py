@@ -46,7 +46,10 @@ class Server:
     async def start(self) -> None:
         """From now on the run is found by `running`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind("\0" + PREFIX + self._name)
+        try:
+            listener.bind("\0" + PREFIX + self._name)
+        except OSError as error:
+            raise VmError(f"a run is there already in a folder named {self._name}: use another --out") from error
         self._server = await asyncio.start_unix_server(self._serve, sock=listener)
 
     def stop(self) -> None:

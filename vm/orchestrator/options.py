@@ -47,7 +47,7 @@ def _add_guests(parser: argparse.ArgumentParser) -> None:
     add("--data-device", default="eth0", metavar="NAME", help="UCX's device for data (default eth0: TCP)")
     add("--lease", default="10s", metavar="TIME", help="of the sessions (default 10s)")
     add("--allow", action="append", default=[], metavar="REGEX", help="kernel warnings that this run brings about by intent")
-    add("--boot-timeout", type=float, default=60, metavar="S", help="for each guest to come up (default 60)")
+    add("--boot-timeout", type=float, metavar="S", help="for each guest to come up (default 60; with --kernel debug 300)")
     add("--out", type=Path, metavar="DIR", help="the run's folder (default: a new one in build/vm/runs)")
     add("--build", type=Path, metavar="DIR", help=argparse.SUPPRESS)
 
@@ -92,6 +92,8 @@ def _check(options: argparse.Namespace) -> None:
         options.command = options.command[1:]
     if options.do == "run" and not options.command and not options.keep:
         raise VmError("no COMMAND: scripts/vm run ... -- COMMAND", EXIT_USAGE)
+    if options.boot_timeout is None:
+        options.boot_timeout = 300 if options.kernel == "debug" else 60
     if options.coherence == "kernel":
         raise VmError("--coherence kernel: the kernel module is not built yet; use --coherence user", EXIT_USAGE)
     for name, low, high in (("nodes", 1, 16), ("mounts", 0, 64), ("cpus", 1, 64), ("storage", 1, 64)):

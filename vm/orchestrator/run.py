@@ -209,8 +209,7 @@ class Run:
             stream.buffer.write(data)
             stream.flush()
 
-        environment = {**self.environment(), "DISTFUSE_VM_NODE": str(guest.number)}
-        return await guest.run(self.options.command, show, os.getcwd(), environment, self.options.timeout)
+        return await guest.run(self.options.command, show, os.getcwd(), self.environment(), self.options.timeout)
 
     async def _left(self, guest: Guest, before: watch.State) -> list[str]:
         """What is still there after a while."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import lzma
 import os
 import struct
+import zlib
 from pathlib import Path
 
 from .kernel import Kernel
@@ -36,14 +37,17 @@ def boot_image(kernel: Kernel, cache: Path) -> Path:
 
 
 def _unpack(image: bytes) -> bytes | None:
-    """The ELF file inside, if it is packed by xz and can be started by QEMU."""
+    """The ELF file inside, if it is packed by xz or gzip and can be started by QEMU."""
     if image[0x202:0x206] != b"HdrS":
         return None
     start = ((image[_SETUP_SECTORS] or 4) + 1) * 512 + struct.unpack_from("<I", image, _PAYLOAD_OFFSET)[0]
     length = struct.unpack_from("<I", image, _PAYLOAD_LENGTH)[0]
+    payload = image[start : start + length - 4]  # the last four bytes are the unpacked length
     try:
-        # The last four bytes are the unpacked length.
-        elf = lzma.LZMADecompressor().decompress(image[start : start + length - 4])
-    except lzma.LZMAError:
+        if payload.startswith(b"\x1f\x8b"):
+            elf = zlib.decompressobj(wbits=31).decompress(payload)
+        else:
+            elf = lzma.LZMADecompressor().decompress(payload)
+    except (lzma.LZMAError, zlib.error):
         return None
     return elf if elf.startswith(b"\x7fELF") and any(note in elf for note in _PVH_NOTES) else None

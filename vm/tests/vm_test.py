@@ -211,7 +211,7 @@ ping_loss() { busybox ping -c "$1" -W 1 -i 0.1 node2 | sed -n 's/.*received, \([
 
 say nodes "$DISTFUSE_VM_NODES"
 say loss $(ping_loss 3)
-vm-agent rsh node2 'hostname; exit 6'; say rsh $?
+vm-agent rsh node2 'echo "$(hostname) $DISTFUSE_VM_NODE $DISTFUSE_MOUNTS"; exit 6'; say rsh $?
 vm-agent rsh node2 'nohup ib_atomic_lat -d rxe0 -F -n 100 -p 7000 </dev/null >/tmp/server.log 2>&1 &'
 sleep 2
 ib_atomic_lat -d rxe0 -F -n 100 -p 7000 node2 >/tmp/client.log 2>&1; say atomics $?
@@ -249,6 +249,7 @@ class TwoGuestsTest(GuestTest):
         self.assertTrue(10 <= int(said["dropped"]) < 100, show)  # 64 % of 30 are lost; fewer than 10 % by chance: never
         self.assertEqual((said["rsh"], said["atomics"], said["mpi"], said["job"]), ("6", "0", "0", "0"), show)
         self.assertEqual(said["other"], "from-1")
+        self.assertIn("node2 2 /mnt/distfuse/0\n", run.out)
         self.assertIn('"verified": true', run.out)
         self.assertEqual((run.status, run.problems), (0, []), show)
         self.assert_nothing_left([])
