@@ -27,6 +27,9 @@ static bool dfs_fault_in(struct dfs_copy *copy, struct iov_iter *iter, bool read
 {
 	size_t left = iov_iter_count(iter), missing;
 
+	/* A full pipe: nothing that a fault brings. */
+	if (!user_backed_iter(iter))
+		return false;
 	if (copy->last == left)
 		copy->window = max_t(size_t, copy->window / 2, PAGE_SIZE);
 	else
@@ -39,7 +42,7 @@ static bool dfs_fault_in(struct dfs_copy *copy, struct iov_iter *iter, bool read
 
 /* --- read ------------------------------------------------------------------------------------------- */
 
-static ssize_t dfs_read_pinned(struct kiocb *iocb, struct iov_iter *to, ssize_t done)
+static ssize_t dfs_read_pinned(struct kiocb *iocb, struct iov_iter *to)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
 	struct dfs_pins pins;
@@ -47,22 +50,20 @@ static ssize_t dfs_read_pinned(struct kiocb *iocb, struct iov_iter *to, ssize_t 
 	int error = dfs_pin(&pins, inode, DF_S);
 
 	if (error)
-		return done ? done : error;
-	error = dfs_refresh(inode, &pins);
-	if (error) {
-		dfs_unpin(&pins);
-		return done ? done : error;
+		return error;
+	result = dfs_refresh(inode, &pins);
+	if (!result) {
+		pagefault_disable();
+		/* Not told of what was read before: it would return that in place of an error. */
+		result = filemap_read(iocb, to, 0);
+		pagefault_enable();
 	}
-	pagefault_disable();
-	result = filemap_read(iocb, to, done);
-	pagefault_enable();
 	dfs_unpin(&pins);
 	return result;
 }
 
 static ssize_t dfs_read_iter(struct kiocb *iocb, struct iov_iter *to)
 {
-	struct inode *inode = file_inode(iocb->ki_filp);
 	struct dfs_copy copy = {.window = DFS_WINDOW};
 	ssize_t done = 0, result;
 
@@ -70,20 +71,16 @@ static ssize_t dfs_read_iter(struct kiocb *iocb, struct iov_iter *to)
 		/* Through the cache, which is coherent: nothing is kept from the caller by it. */
 		iocb->ki_flags &= ~IOCB_DIRECT;
 	}
-	for (;;) {
-		result = dfs_read_pinned(iocb, to, done);
+	while (iov_iter_count(to)) {
+		result = dfs_read_pinned(iocb, to);
 		if (result > 0)
-			done = result;
-		if (result < 0 && result != -EFAULT)
-			return done ? done : result;
-		/* Short is a fault, or the end of the file: looked at again under the lock. */
-		if (!iov_iter_count(to))
-			return done;
-		if (iocb->ki_pos >= i_size_read(inode))
-			return done;
-		if (!dfs_fault_in(&copy, to, false))
+			done += result; /* short: why is the next one's answer */
+		else if (result != -EFAULT)
+			return done ? done : result; /* 0: the end of the file */
+		else if (!dfs_fault_in(&copy, to, false))
 			return done ? done : -EFAULT;
 	}
+	return done;
 }
 
 /* --- write ------------------------------------------------------------------------------------------- */
@@ -95,6 +92,7 @@ static ssize_t dfs_write_pinned(struct kiocb *iocb, struct iov_iter *from, bool 
 	struct inode *inode = file_inode(file);
 	struct dfs_pins pins;
 	ssize_t result;
+	loff_t position;
 
 	result = dfs_pin(&pins, inode, DF_X);
 	if (result)
@@ -111,9 +109,12 @@ static ssize_t dfs_write_pinned(struct kiocb *iocb, struct iov_iter *from, bool 
 		}
 	}
 	if (!result) {
+		/* Kernels differ in who advances it: 6.1.0 leaves it to the caller, later ones of 6.1 do not. */
+		position = iocb->ki_pos;
 		pagefault_disable();
 		result = generic_perform_write(iocb, from);
 		pagefault_enable();
+		iocb->ki_pos = position + max_t(ssize_t, result, 0);
 	}
 	dfs_unpin(&pins);
 	return result;
@@ -131,7 +132,6 @@ static ssize_t dfs_write_all(struct kiocb *iocb, struct iov_iter *from)
 			break;
 		first = false;
 		if (result > 0) {
-			iocb->ki_pos += result;
 			done += result;
 			continue;
 		}
