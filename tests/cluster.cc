@@ -142,6 +142,9 @@ void Cluster::up() {
     std::istringstream words(more != nullptr ? more : "");
     for (std::string word; words >> word;) command.push_back(word);
   }
+  // user or kernel: the same tests with the module's mounts.
+  if (const char* coherence = std::getenv("DISTFUSE_TEST_COHERENCE"); coherence != nullptr)
+    command.insert(command.end(), {"--coherence", coherence});
   if (options_.lease.count() != 0)
     command.insert(command.end(), {"--lease", std::to_string(options_.lease.count()) + "ms"});
   const CommandResult result = run(command);

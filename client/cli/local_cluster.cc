@@ -15,6 +15,7 @@
 #include <random>
 #include <set>
 
+#include "client/kernel/device.h"
 #include "common/admin.h"
 #include "common/replace_file.h"
 
@@ -157,7 +158,10 @@ json status_of(const LocalCluster& local, const RunningDaemon& daemon) {
              {"kind", daemon.kind},
              {"pid", daemon.process.pid},
              {"alive", alive(daemon.process)}};
-  if (!daemon.mountpoint.empty()) entry["mountpoint"] = daemon.mountpoint;
+  if (!daemon.mountpoint.empty()) {
+    entry["mountpoint"] = daemon.mountpoint;
+    entry["coherence"] = daemon.coherence;
+  }
   auto answer = admin_query(local.run_file(daemon.name, ".sock"), "status", kStatusTimeout);
   json status = answer ? json::parse(*answer, nullptr, false) : json();
   entry["status"] = status.is_discarded() ? json() : status;
@@ -174,7 +178,7 @@ Result<std::vector<RunningDaemon>> LocalCluster::load_state() const {
     std::vector<RunningDaemon> daemons;
     for (const json& d : json::parse(file)) {
       daemons.push_back(
-          {d.at("name"), d.at("kind"), d.at("mountpoint"),
+          {d.at("name"), d.at("kind"), d.at("mountpoint"), d.value("coherence", ""),
            ProcessId{d.at("pid").get<pid_t>(), d.at("start_time").get<std::uint64_t>()}});
     }
     return daemons;
@@ -190,6 +194,7 @@ Status LocalCluster::save_state(const std::vector<RunningDaemon>& daemons) const
     list.push_back({{"name", d.name},
                     {"kind", d.kind},
                     {"mountpoint", d.mountpoint},
+                    {"coherence", d.coherence},
                     {"pid", d.process.pid},
                     {"start_time", d.process.start_time}});
   }
@@ -276,7 +281,11 @@ bool is_mountpoint(const std::string& path) {
   return false;
 }
 
-Status check_fuse_device() {
+Status check_mount_device(const std::string& coherence) {
+  if (coherence == "kernel") {
+    auto device = kernel::Device::open();
+    return device ? Status{} : Status{device.error()};
+  }
   if (access("/dev/fuse", R_OK | W_OK) != 0) {
     return Error{
         ENODEV,

@@ -24,6 +24,7 @@ struct RunningDaemon {
   std::string name;        ///< lockd, storaged-N, mount-N.
   std::string kind;        ///< lockd, storaged, mount.
   std::string mountpoint;  ///< Kind mount.
+  std::string coherence;   ///< Kind mount: user or kernel.
   ProcessId process;
 };
 
@@ -54,7 +55,8 @@ struct UpOptions {
   std::string fabric;  ///< ucx or verbs.
   std::string device;  ///< As in the cluster file, as the next.
   std::string data_device;
-  std::string address;  ///< IPv4 address of this machine that every daemon listens on.
+  std::string address;             ///< IPv4 address of this machine that every daemon listens on.
+  std::string coherence = "user";  ///< Of the mounts: user or kernel.
   std::string log_level = "info";
 };
 
@@ -89,8 +91,8 @@ struct DownOptions {
 [[nodiscard]] Status unmount(const std::string& mountpoint, bool lazy);
 /// Whether something is mounted at exactly this path.
 [[nodiscard]] bool is_mountpoint(const std::string& path);
-/// Error: ENODEV and others, with what to do.
-[[nodiscard]] Status check_fuse_device();
+/// Whether mounts of this coherence can be made here. Error: ENODEV and others, with what to do.
+[[nodiscard]] Status check_mount_device(const std::string& coherence);
 /// A folder that a mount can go to. Error: absent, not a folder, in use.
 [[nodiscard]] Status check_mountpoint(const std::string& path);
 

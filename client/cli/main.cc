@@ -51,8 +51,7 @@ Status serve_mount(const MountCommand& command) {
   DISTFUSE_TRY(log::init({"client", command.log_level, command.log_file}));
   auto cluster = config::load_cluster(command.config);
   if (!cluster) return cluster.error();
-  const bool in_kernel = command.coherence == "kernel";
-  if (!in_kernel) DISTFUSE_TRY(check_fuse_device());
+  DISTFUSE_TRY(check_mount_device(command.coherence));
   DISTFUSE_TRY(check_mountpoint(command.mountpoint));
   MountOptions options;
   options.cluster = std::move(*cluster);
@@ -65,7 +64,7 @@ Status serve_mount(const MountCommand& command) {
     fmt::print("ready mount={}\n", command.mountpoint);
     std::fflush(stdout);
   };
-  return in_kernel ? kernel::run_mount(options) : run_mount(options);
+  return command.coherence == "kernel" ? kernel::run_mount(options) : run_mount(options);
 }
 
 /// Starts this program again with --foreground and waits until the mount is usable.
@@ -100,6 +99,15 @@ std::string absolute(const std::string& path) {
   return result;
 }
 
+void add_coherence(CLI::App& command, std::string& coherence) {
+  command
+      .add_option("--coherence", coherence,
+                  "user: in-tree FUSE, locks taken by the client process; kernel: the distfuse "
+                  "module")
+      ->check(CLI::IsMember({"user", "kernel"}))
+      ->capture_default_str();
+}
+
 void add_mount(CLI::App& app, MountCommand& command, int& exit_code) {
   CLI::App* mount =
       app.add_subcommand("mount", "Mount a cluster; returns when the mount is usable");
@@ -110,11 +118,7 @@ void add_mount(CLI::App& app, MountCommand& command, int& exit_code) {
   mount->add_option("--log-level", command.log_level, "trace, debug, info, warn or error")
       ->capture_default_str();
   mount->add_option("--admin-socket", command.admin_socket, "A unix socket that answers `status`");
-  mount
-      ->add_option("--coherence", command.coherence,
-                   "user: in-tree FUSE, locks taken by this process; kernel: the distfuse module")
-      ->check(CLI::IsMember({"user", "kernel"}))
-      ->capture_default_str();
+  add_coherence(*mount, command.coherence);
   mount->add_flag("--foreground", command.foreground,
                   "Serve in this process, until it is unmounted");
   mount->add_flag("--read-only", command.read_only, "Refuse every change");
@@ -169,6 +173,7 @@ void add_cluster(CLI::App& app, UpOptions& up_options, DownOptions& down_options
   up_command->add_option("--address", up_options.address,
                          "This machine's IPv4 address that the daemons of a new cluster listen on "
                          "(default: 127.0.0.1)");
+  add_coherence(*up_command, up_options.coherence);
   up_command->add_option("--log-level", up_options.log_level, "trace, debug, info, warn or error")
       ->capture_default_str();
   up_command->callback([&] { exit_code = say(up(up_options)); });

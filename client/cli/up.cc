@@ -27,9 +27,10 @@ std::vector<std::string> lockd_command(const LocalCluster& local) {
 }
 
 std::vector<std::string> mount_command(const LocalCluster& local, const std::string& name,
-                                       const std::string& mountpoint) {
-  return {"distfuse",          "mount",  "--foreground", "--config",
-          local.config_path(), "--name", name,           mountpoint};
+                                       const std::string& mountpoint,
+                                       const std::string& coherence) {
+  return {"distfuse",    "mount",   "--foreground", "--config", local.config_path(),
+          "--coherence", coherence, "--name",       name,       mountpoint};
 }
 
 /// What starts it again; a mount whose client is dead is detached first.
@@ -42,7 +43,7 @@ Result<std::vector<std::string>> restart_command(const LocalCluster& local,
                                     "`distfuse mount`",
                                     daemon.name, daemon.mountpoint)};
   if (is_mountpoint(daemon.mountpoint)) DISTFUSE_TRY(unmount(daemon.mountpoint, true));
-  return mount_command(local, daemon.name, daemon.mountpoint);
+  return mount_command(local, daemon.name, daemon.mountpoint, daemon.coherence);
 }
 
 /// The daemons that were started so far; stops them again unless kept.
@@ -62,7 +63,8 @@ class Startup {
                           [&](milliseconds) { progress_.show(name); });
     if (!process) return process.error();
     progress_.step();
-    daemons_.push_back({name, kind, mountpoint, *process});
+    daemons_.push_back(
+        {name, kind, mountpoint, mountpoint.empty() ? "" : options_.coherence, *process});
     return local_.save_state(daemons_);
   }
 
@@ -99,10 +101,11 @@ Status check_not_running(const LocalCluster& local) {
   return {};
 }
 
-Result<std::vector<std::string>> check_mounts(const std::vector<std::string>& mounts) {
+Result<std::vector<std::string>> check_mounts(const std::vector<std::string>& mounts,
+                                              const std::string& coherence) {
   if (mounts.empty())
     return Error{EINVAL, "no mount point given: add --mount DIR, once for each mount"};
-  DISTFUSE_TRY(check_fuse_device());
+  DISTFUSE_TRY(check_mount_device(coherence));
   std::set<std::string> seen;
   std::vector<std::string> absolute;
   for (const std::string& mount : mounts) {
@@ -169,7 +172,7 @@ Status restart(const std::string& root, const std::string& name) {
 Status up(const UpOptions& options) {
   auto local = open_local_cluster(options.root, false);
   if (!local) return local.error();
-  auto mounts = check_mounts(options.mounts);
+  auto mounts = check_mounts(options.mounts, options.coherence);
   if (!mounts) return mounts.error();
   DISTFUSE_TRY(check_not_running(*local));
   auto cluster = prepare_local_cluster(*local, options);
@@ -182,8 +185,8 @@ Status up(const UpOptions& options) {
   DISTFUSE_TRY(startup.start("lockd", "lockd", lockd_command(*local)));
   for (std::size_t i = 0; i < mounts->size(); ++i) {
     const std::string name = fmt::format("mount-{}", i);
-    DISTFUSE_TRY(
-        startup.start(name, "mount", mount_command(*local, name, (*mounts)[i]), (*mounts)[i]));
+    DISTFUSE_TRY(startup.start(
+        name, "mount", mount_command(*local, name, (*mounts)[i], options.coherence), (*mounts)[i]));
   }
   startup.keep();
   return {};
