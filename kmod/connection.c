@@ -216,6 +216,7 @@ static int dfs_by_unique(void *unused, const struct list_head *a, const struct l
 void dfs_connection_detach(struct dfs_connection *connection)
 {
 	struct dfs_request *request, *init = NULL;
+	bool mounted;
 	u32 i;
 
 	spin_lock(&connection->spin);
@@ -239,11 +240,13 @@ void dfs_connection_detach(struct dfs_connection *connection)
 		dfs_connection_finish(init, -ENOTCONN);
 	spin_lock(&connection->spin);
 	list_sort(NULL, &connection->pending, dfs_by_unique);
-	spin_unlock(&connection->spin);
-	if (connection->mounted)
+	mounted = connection->mounted;
+	/* Unmounting aborts, then cancels this work, then lets the connection go: nothing is armed after that. */
+	if (mounted && !connection->aborted)
 		mod_delayed_work(system_unbound_wq, &connection->give_up,
 				 msecs_to_jiffies(connection->give_up_ms));
-	else
+	spin_unlock(&connection->spin);
+	if (!mounted)
 		dfs_connection_abort(connection);
 }
 
