@@ -84,13 +84,16 @@ void UcxWorker::on_message(unsigned id, ucp_am_recv_callback_t callback, void* a
 }
 
 void UcxWorker::refuse_other_messages() {
-  // The table reaches to the highest id with a handler; ids are 16 bits on the wire.
-  on_message(
-      65535,
-      [](void*, const void*, std::size_t, void*, std::size_t, const ucp_am_recv_param_t*) {
-        return UCS_OK;
-      },
-      nullptr);
+  // Each of the 65536 ids of the wire: UCX 1.13 grows its table with realloc and calls what it finds in an entry that nobody has
+  // set. From the top, so that it grows once.
+  for (unsigned id = 65536; id-- > 0;) {
+    on_message(
+        id,
+        [](void*, const void*, std::size_t, void*, std::size_t, const ucp_am_recv_param_t*) {
+          return UCS_OK;
+        },
+        nullptr);
+  }
 }
 
 Result<ucp_ep_h> UcxWorker::connect(std::span<const std::byte> address,

@@ -43,7 +43,8 @@ class UcxWorker {
   /// True: event_fd() becomes readable with the next event. False: there are events now.
   bool arm() { return ucp_worker_arm(handle_) == UCS_OK; }
   void on_message(unsigned id, ucp_am_recv_callback_t callback, void* argument);
-  /// UCX 1.13 looks up a message's id without a bound when it comes by rendezvous: this makes every id one that it knows.
+  /// UCX 1.13 looks up a message's id without a bound when it comes by rendezvous: this makes every id one that it knows. Before
+  /// on_message.
   void refuse_other_messages();
   /// `on_error` is called from progress, at most once, when UCX finds the peer unreachable.
   Result<ucp_ep_h> connect(std::span<const std::byte> address, ucp_err_handler_cb_t on_error,
