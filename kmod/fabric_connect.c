@@ -344,8 +344,7 @@ int dfs_link_open(const struct sockaddr_storage *address, const struct df_hello 
 		return -ENOMEM;
 	error = dfs_endpoint_open(&link->endpoint[0], address, hello, timeout_ms);
 	error = error ? error : dfs_link_welcome(&link->endpoint[0], welcome);
-	lane.role = DF_ROLE_LANE;
-	lane.session = welcome->session;
+	df_hello_join(&lane, DF_ROLE_LANE, welcome->session, welcome->token);
 	for (i = 1; i < DFS_ENDPOINTS && !error; i++) {
 		struct df_welcome answer;
 

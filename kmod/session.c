@@ -263,9 +263,16 @@ static const char *dfs_loss_text(u32 loss)
 	}
 }
 
-static void dfs_connect(struct dfs_session *session, u64 id)
+static void dfs_connect(struct dfs_session *session, const struct df_session *back)
 {
-	session->connect_session = id;
+	struct df_hello hello = session->hello;
+
+	if (back)
+		df_hello_join(&hello, DF_ROLE_CONTROL, back->id, back->token);
+	/* An attempt to come back may still run when its session is lost. */
+	spin_lock_bh(&session->spin);
+	session->connect_hello = hello;
+	spin_unlock_bh(&session->spin);
 	queue_work(system_unbound_wq, &session->connect_work);
 }
 
@@ -286,7 +293,7 @@ static void dfs_lose(struct dfs_session *session, u32 loss)
 	session->connecting = true;
 	session->begun_ms = dfs_now_ms();
 	session->fresh_pause_ms = DFS_FRESH_LEAST_MS;
-	dfs_connect(session, 0);
+	dfs_connect(session, NULL);
 }
 
 static u64 dfs_perform(struct dfs_session *session, const struct df_session_out *out)
@@ -313,7 +320,7 @@ static u64 dfs_perform(struct dfs_session *session, const struct df_session_out 
 	if (out->renew)
 		dfs_renew(session, out->renew_value);
 	if (out->connect)
-		dfs_connect(session, session->machine.id);
+		dfs_connect(session, &session->machine);
 	if (out->reclaimed) {
 		df_msg_init(&message, DF_MSG_RECLAIMED, 0, 0, 0);
 		dfs_session_send(session, session->epoch, &message);
@@ -450,7 +457,7 @@ static void dfs_machine_run(struct work_struct *work)
 	now = dfs_now_ms();
 	if (session->connecting) {
 		if (!work_busy(&session->connect_work) && !session->next_link)
-			dfs_connect(session, 0);
+			dfs_connect(session, NULL);
 		wake = now + session->fresh_pause_ms;
 	} else {
 		struct df_session_out out;
@@ -469,13 +476,10 @@ static void dfs_machine_run(struct work_struct *work)
 
 /* --- connecting --------------------------------------------------------------------------------- */
 
-static int dfs_connect_once(struct dfs_session *session, u64 id)
+static int dfs_connect_once(struct dfs_session *session, const struct df_hello *hello)
 {
-	struct df_hello hello = session->hello;
-
-	hello.session = id;
 	session->next_posted_ms = dfs_now_ms();
-	return dfs_link_open(&session->address, &hello, DFS_CONNECT_MS, &dfs_link_owner, session,
+	return dfs_link_open(&session->address, hello, DFS_CONNECT_MS, &dfs_link_owner, session,
 			     READ_ONCE(session->epoch), &session->next_welcome,
 			     &session->next_link);
 }
@@ -483,8 +487,12 @@ static int dfs_connect_once(struct dfs_session *session, u64 id)
 static void dfs_connect_run(struct work_struct *work)
 {
 	struct dfs_session *session = container_of(work, struct dfs_session, connect_work);
+	struct df_hello hello;
 
-	session->connect_error = dfs_connect_once(session, session->connect_session);
+	spin_lock_bh(&session->spin);
+	hello = session->connect_hello;
+	spin_unlock_bh(&session->spin);
+	session->connect_error = dfs_connect_once(session, &hello);
 	dfs_event(session, session->connect_error ? DFS_EVENT_UNREACHABLE : DFS_EVENT_WELCOME);
 }
 
@@ -570,7 +578,7 @@ int dfs_session_open(struct dfs_connection *connection, struct dfs_ioc_new *new)
 	if (!session)
 		return -ENOMEM;
 	error = dfs_session_address(session, new);
-	error = error ? error : dfs_connect_once(session, 0);
+	error = error ? error : dfs_connect_once(session, &session->hello);
 	if (error) {
 		new->refusal = error == -EPROTO ? session->next_welcome.refusal : 0;
 		dfs_session_free(session);

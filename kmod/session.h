@@ -91,9 +91,9 @@ struct dfs_session {
 	struct df_welcome next_welcome;
 	u64 next_posted_ms;
 	int connect_error;
-	u64 connect_session; /* that it asks for; 0: a new one */
 
-	spinlock_t spin; /* all below */
+	spinlock_t spin;	       /* all below */
+	struct df_hello connect_hello; /* that connect_work says */
 	u32 epoch;
 	bool live; /* attached: lockd takes requests */
 	bool lost; /* and there is no next one yet */

@@ -20,6 +20,11 @@ std::string printable(const std::uint8_t* name, std::size_t length) {
   return text;
 }
 
+/// Of a Hello that names a session.
+SessionToken token_of(const df_hello& hello) {
+  return std::to_array(hello.token);
+}
+
 int hex_digit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -102,6 +107,7 @@ df_welcome Daemon::welcome_of(const Session& session) const {
   welcome.magic = DF_WIRE_MAGIC;
   welcome.version = DF_WIRE_VERSION;
   welcome.session = session.id;
+  std::ranges::copy(session.token, welcome.token);
   welcome.incarnation = options_.incarnation;
   welcome.node = session.node;
   welcome.buckets = options_.table.buckets;
@@ -137,14 +143,15 @@ Daemon::Greeting Daemon::hello(ConnectionId connection, std::span<const std::byt
 
 Daemon::Greeting Daemon::hello_control(ConnectionId connection, const df_hello& hello,
                                        const std::string& peer) {
-  const auto name = printable(hello.name, sizeof hello.name);
-  if (hello.session != 0) return hello_again(connection, hello.session, name, peer);
+  if (hello.session != 0) return hello_again(connection, hello, peer);
   if (phase_ != Phase::normal)
     return refuse(DF_REFUSED_GRACE, "it is new, and sessions from before the restart come first");
-  auto opened = sessions_.open(connection, name, peer);
+  const auto name = printable(hello.name, sizeof hello.name);
+  const auto token = actions_.new_token();
+  auto opened = sessions_.open(connection, name, peer, token);
   if (!opened.ok() && opened.error().code == EAGAIN) {
     sessions_.reclaim_node_ids(actions_.owners_in_table());
-    opened = sessions_.open(connection, name, peer);
+    opened = sessions_.open(connection, name, peer, token);
   }
   if (!opened.ok()) return refuse(DF_REFUSED_NO_NODE_ID, opened.error().message);
   auto* session = sessions_.find((*opened)->id);
@@ -160,15 +167,15 @@ Daemon::Greeting Daemon::hello_control(ConnectionId connection, const df_hello& 
 }
 
 /// A session of the list comes back.
-Daemon::Greeting Daemon::hello_again(ConnectionId connection, SessionId id, const std::string& name,
+Daemon::Greeting Daemon::hello_again(ConnectionId connection, const df_hello& hello,
                                      const std::string& peer) {
   if (phase_ != Phase::grace)
-    return refuse(DF_REFUSED_SESSION, fmt::format("session {:#x} is over", id));
-  const auto back = sessions_.rejoin(id, connection, name, peer);
+    return refuse(DF_REFUSED_SESSION, fmt::format("session {:#x} is over", hello.session));
+  const auto back = sessions_.rejoin(hello.session, token_of(hello), connection, peer);
   if (!back.ok()) return refuse(DF_REFUSED_SESSION, back.error().message);
-  auto* session = sessions_.find(id);
+  auto* session = sessions_.find(hello.session);
   if (df_lockd_session_joined(lockd_, session->node) != 0) {
-    sessions_.leave_again(id);
+    sessions_.leave_again(session->id);
     return refuse(DF_REFUSED_NO_NODE_ID,
                   "too many sessions were lost since lockd started; restart it");
   }
@@ -196,7 +203,7 @@ void Daemon::recorded(SessionChange::Kind kind, SessionId id, bool durable) {
 }
 
 Daemon::Greeting Daemon::hello_lane(ConnectionId connection, const df_hello& hello) {
-  const auto session = sessions_.add_lane(connection, hello.session);
+  const auto session = sessions_.add_lane(connection, hello.session, token_of(hello));
   if (!session.ok()) return refuse(DF_REFUSED_SESSION, session.error().message);
   return {Verdict::lane, welcome_of(**session), {}};
 }
@@ -225,7 +232,10 @@ std::uint32_t Daemon::requests(const Session& session) const {
 void Daemon::message(ConnectionId connection, std::span<const std::byte> bytes) {
   const auto* session = sessions_.find_connection(connection);
   if (session == nullptr || !session->joined()) return;
-  if (session->control != connection) return close_lane(connection, *session);
+  if (session->control != connection) {
+    ++counters_.malformed;
+    return lose(session->id, "it sent a message on a lane", Loss::other);
+  }
   df_msg message;
   const int check = df_msg_read(bytes.data(), static_cast<df_u32>(bytes.size()), &message);
   if (check != DF_CHECK_OK || df_msg_from_client(message.head.type) == 0) {
@@ -239,15 +249,6 @@ void Daemon::message(ConnectionId connection, std::span<const std::byte> bytes) 
   ++counters_.received[message.head.type];
   dispatch(*session, message);
   finish_drops();
-}
-
-/// Whoever opened it named the session by its number alone: the session is not made to pay for it.
-void Daemon::close_lane(ConnectionId lane, const Session& session) {
-  spdlog::warn("a lane of session {:#x} ({}) is closed: it brought a message", session.id,
-               session.name);
-  ++counters_.malformed;
-  (void)sessions_.connection_ended(lane);
-  actions_.close(lane);
 }
 
 void Daemon::bye(const Session& session) {

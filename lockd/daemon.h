@@ -121,6 +121,8 @@ class DaemonActions {
   virtual void fence(SessionId session) = 0;
   /// Which node ids stand as owner in the table (indexed by node id, 0x8000 long).
   virtual std::vector<bool> owners_in_table() = 0;
+  /// Another one each time, not all zero, that nobody can guess.
+  virtual SessionToken new_token() = 0;
 
   // With a lease only:
   /// On the list of sessions, in the order given. `begin` and `lost` are answered by recorded() when they are durable.
@@ -209,8 +211,7 @@ class Daemon {
 
   Greeting refuse(df_refusal refusal, std::string reason);
   Greeting hello_control(ConnectionId connection, const df_hello& hello, const std::string& peer);
-  Greeting hello_again(ConnectionId connection, SessionId id, const std::string& name,
-                       const std::string& peer);
+  Greeting hello_again(ConnectionId connection, const df_hello& hello, const std::string& peer);
   Greeting hello_lane(ConnectionId connection, const df_hello& hello);
   df_welcome welcome_of(const Session& session) const;
 
@@ -220,7 +221,6 @@ class Daemon {
   void file_test(const Session& session, const df_msg_file& file);
   void reply_file(const Session& session, std::uint64_t key, std::uint64_t seq, int error);
   void answer_waits(const std::vector<FileLockAnswer>& answers);
-  void close_lane(ConnectionId lane, const Session& session);
   void bye(const Session& session);
   bool defer_in_grace(const Session& session, const df_msg& message);
   void send(const Session& session, const df_msg& message);

@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <map>
 
 #include "lockd/testing/array_shell.h"
 
@@ -35,21 +36,29 @@ class DaemonTest : public ::testing::Test {
     daemon_ = std::move(created).value();
   }
 
-  df_hello hello(df_role role, SessionId session = 0) {
+  static df_hello hello() {
     df_hello made{};
     made.magic = DF_WIRE_MAGIC;
     made.version = DF_WIRE_VERSION;
-    made.role = role;
-    made.session = session;
+    made.role = DF_ROLE_CONTROL;
     std::memset(made.cluster, 7, sizeof made.cluster);
     std::memcpy(made.name, "mount\x01", 6);
     return made;
   }
+  /// With the token that it was welcomed with.
+  df_hello lane_hello(SessionId session) {
+    auto made = hello();
+    df_hello_join(&made, DF_ROLE_LANE, session, tokens_[session].data());
+    return made;
+  }
   Daemon::Greeting greet(ConnectionId connection, const df_hello& hello) {
-    return daemon_->hello(connection, std::as_bytes(std::span(&hello, 1)), "peer");
+    auto greeting = daemon_->hello(connection, std::as_bytes(std::span(&hello, 1)), "peer");
+    if (greeting.verdict == Daemon::Verdict::control)
+      tokens_[greeting.welcome.session] = std::to_array(greeting.welcome.token);
+    return greeting;
   }
   SessionId join(ConnectionId connection) {
-    const auto greeting = greet(connection, hello(DF_ROLE_CONTROL));
+    const auto greeting = greet(connection, hello());
     EXPECT_EQ(greeting.verdict, Daemon::Verdict::control) << greeting.reason;
     return greeting.welcome.session;
   }
@@ -80,10 +89,11 @@ class DaemonTest : public ::testing::Test {
 
   testing::ArrayShell shell_{kTable};
   std::unique_ptr<Daemon> daemon_;
+  std::map<SessionId, SessionToken> tokens_;
 };
 
 TEST_F(DaemonTest, WelcomeTellsTheTable) {
-  const auto greeting = greet(1, hello(DF_ROLE_CONTROL));
+  const auto greeting = greet(1, hello());
   ASSERT_EQ(greeting.verdict, Daemon::Verdict::control);
   df_welcome read;
   ASSERT_EQ(df_welcome_check(&greeting.welcome, sizeof greeting.welcome, &read), DF_CHECK_OK);
@@ -92,35 +102,45 @@ TEST_F(DaemonTest, WelcomeTellsTheTable) {
   EXPECT_EQ(read.node, 1U);
   EXPECT_EQ(read.asks, 4U);
   EXPECT_EQ(read.lease_ms, 0U);
-  const auto lane = greet(2, hello(DF_ROLE_LANE, read.session));
+  // One of another version is told from a torn one, whatever its length; one without a token is nobody's.
+  auto other = greeting.welcome;
+  other.version = DF_WIRE_VERSION - 1;
+  EXPECT_EQ(df_welcome_check(&other, 72, &read), DF_CHECK_VERSION);
+  EXPECT_EQ(read.version, DF_WIRE_VERSION - 1);
+  EXPECT_EQ(df_welcome_check(&greeting.welcome, 72, &read), DF_CHECK_SHORT);
+  other = greeting.welcome;
+  std::memset(other.token, 0, sizeof other.token);
+  EXPECT_EQ(df_welcome_check(&other, sizeof other, &read), DF_CHECK_FIELD);
+  read = greeting.welcome;
+  const auto lane = greet(2, lane_hello(read.session));
   EXPECT_EQ(lane.verdict, Daemon::Verdict::lane);
   EXPECT_EQ(lane.welcome.node, 1U);
   EXPECT_EQ(daemon_->sessions().find(read.session)->name, "mount?");
 }
 
 TEST_F(DaemonTest, WrongHellosAreRefusedOrRejected) {
-  auto version = hello(DF_ROLE_CONTROL);
+  auto version = hello();
   version.version = DF_WIRE_VERSION + 1;
   EXPECT_EQ(greet(1, version).welcome.refusal, DF_REFUSED_VERSION);
-  auto cluster = hello(DF_ROLE_CONTROL);
+  auto cluster = hello();
   cluster.cluster[15] = 8;
   EXPECT_EQ(greet(2, cluster).welcome.refusal, DF_REFUSED_CLUSTER);
-  EXPECT_EQ(greet(3, hello(DF_ROLE_LANE, 99)).welcome.refusal, DF_REFUSED_SESSION);
-  auto magic = hello(DF_ROLE_CONTROL);
+  EXPECT_EQ(greet(3, lane_hello(99)).welcome.refusal, DF_REFUSED_SESSION);
+  auto magic = hello();
   magic.magic = 1;
   EXPECT_EQ(greet(4, magic).verdict, Daemon::Verdict::reject);
-  const auto whole = hello(DF_ROLE_CONTROL);
+  const auto whole = hello();
   for (std::size_t length = 0; length < sizeof whole; ++length)
     EXPECT_EQ(daemon_->hello(5, std::as_bytes(std::span(&whole, 1)).first(length), "p").verdict,
               Daemon::Verdict::reject);
   for (ConnectionId c = 10; c < 14; ++c) join(c);
-  EXPECT_EQ(greet(14, hello(DF_ROLE_CONTROL)).welcome.refusal, DF_REFUSED_NO_NODE_ID);
+  EXPECT_EQ(greet(14, hello()).welcome.refusal, DF_REFUSED_NO_NODE_ID);
   EXPECT_EQ(daemon_->sessions().all().size(), 4U);
 }
 
 TEST_F(DaemonTest, LossClosesThenFencesThenFrees) {
   const auto first = join(1);
-  greet(11, hello(DF_ROLE_LANE, first));
+  greet(11, lane_hello(first));
   join(2);
   send_file(1, DF_MSG_FILE_LOCK, 1, DF_FILE_WRITE);
   EXPECT_EQ(file_reply(1).error, 0);
@@ -130,7 +150,7 @@ TEST_F(DaemonTest, LossClosesThenFencesThenFrees) {
   EXPECT_THAT(shell_.closed, UnorderedElementsAre(11));
   EXPECT_THAT(shell_.to_fence, ElementsAre(first));
   EXPECT_THAT(shell_.sent, IsEmpty()) << "given away before the fence";
-  EXPECT_EQ(greet(12, hello(DF_ROLE_LANE, first)).welcome.refusal, DF_REFUSED_SESSION);
+  EXPECT_EQ(greet(12, lane_hello(first)).welcome.refusal, DF_REFUSED_SESSION);
   daemon_->fenced(first);
   const auto reply = file_reply(2);
   EXPECT_EQ(reply.error, 0);
@@ -141,7 +161,7 @@ TEST_F(DaemonTest, LossClosesThenFencesThenFrees) {
 
 TEST_F(DaemonTest, ByeNeedsNoFence) {
   const auto first = join(1);
-  greet(11, hello(DF_ROLE_LANE, first));
+  greet(11, lane_hello(first));
   join(2);
   send_file(1, DF_MSG_FILE_LOCK, 1, DF_FILE_READ);
   (void)file_reply(1);
@@ -203,15 +223,48 @@ TEST_F(DaemonTest, AMessageForClientsLosesTheSession) {
   EXPECT_THAT(shell_.to_fence, ElementsAre(first));
 }
 
-TEST_F(DaemonTest, AMessageOnALaneLosesTheLaneAlone) {
+TEST_F(DaemonTest, AMessageOnALaneLosesTheSession) {
   const auto session = join(1);
-  greet(12, hello(DF_ROLE_LANE, session));
+  greet(12, lane_hello(session));
   df_msg bye;
   df_msg_init(&bye, DF_MSG_BYE, 0, 0, 0);
   send(12, bye);
-  EXPECT_THAT(shell_.closed, ElementsAre(12));
+  EXPECT_THAT(shell_.closed, UnorderedElementsAre(1, 12));
+  EXPECT_THAT(shell_.to_fence, ElementsAre(session));
+  EXPECT_EQ(daemon_->counters().malformed, 1U);
+}
+
+TEST_F(DaemonTest, ALaneNeedsTheSessionsToken) {
+  const auto mine = join(1), other = join(2);
+  EXPECT_NE(tokens_[mine], tokens_[other]);
+  EXPECT_NE(tokens_[mine], SessionToken{});
+  std::vector<SessionToken> wrong{SessionToken{}, tokens_[other]};
+  for (std::size_t byte = 0; byte < wrong[0].size(); ++byte)
+    for (const int bit : {0x01, 0x80}) {
+      wrong.push_back(tokens_[mine]);
+      wrong.back()[byte] = static_cast<std::uint8_t>(wrong.back()[byte] ^ bit);
+    }
+  ConnectionId lane = 100;
+  for (const auto& token : wrong) {
+    auto bad = hello();
+    df_hello_join(&bad, DF_ROLE_LANE, mine, token.data());
+    const auto greeting = greet(lane++, bad);
+    EXPECT_EQ(greeting.verdict, Daemon::Verdict::refuse);
+    EXPECT_EQ(greeting.welcome.refusal, DF_REFUSED_SESSION);
+    EXPECT_EQ(std::to_array(greeting.welcome.token), SessionToken{}) << "a refusal tells nothing";
+    EXPECT_NE(greeting.reason.find("token"), std::string::npos) << greeting.reason;
+  }
+  EXPECT_TRUE(daemon_->sessions().find(mine)->lanes.empty());
+  EXPECT_THAT(shell_.closed, IsEmpty());
   EXPECT_THAT(shell_.to_fence, IsEmpty());
-  EXPECT_TRUE(daemon_->sessions().find(session)->lanes.empty());
+  // Nor does it take up the room of the true ones.
+  EXPECT_EQ(greet(lane++, lane_hello(mine)).verdict, Daemon::Verdict::lane);
+  EXPECT_EQ(greet(lane++, lane_hello(mine)).verdict, Daemon::Verdict::lane);
+  // A session that is live is not re-asserted, whoever asks.
+  auto again = hello();
+  df_hello_join(&again, DF_ROLE_CONTROL, mine, tokens_[mine].data());
+  EXPECT_EQ(greet(lane++, again).welcome.refusal, DF_REFUSED_SESSION);
+  EXPECT_EQ(daemon_->sessions().find(mine)->state, SessionState::live);
 }
 
 TEST_F(DaemonTest, AFloodOfRequestsLosesTheSession) {

@@ -4,7 +4,7 @@
 // another, their file locks hold, and when the liars are gone everything that they asked for is granted. Through lockd's restart
 // as well, with liars among those that come back.
 //
-// Liars speak: hellos of any role and session, lanes and sessions of others, every message that a client may send with any slot, key
+// Liars speak: hellos of any role and session, of others' too, with any token but those that only the honest have, every message that a client may send with any slot, key
 // and mode, answers with the right number and any content, raw bytes. Their one-sided operations are lawful (they take what is
 // free and give back what they have): what a scribbler can do no lockd can prevent (docs/trust.md). For the same reason a lie
 // about a shared mode held (Ask.held), which is worth exactly one FAA, is told only in inputs whose first byte is odd, and the
@@ -18,6 +18,8 @@
 #include <cstring>
 #include <map>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "lockd/testing/lockd_world.h"
 #include "spdlog/spdlog.h"
@@ -124,13 +126,8 @@ class Run {
   void hello(Input& input) {
     if (liars_.size() >= kHostile) return;
     const auto kind = input.byte();
-    auto hello = LockdWorld::hello_of((kind & 1) == 0 ? DF_ROLE_CONTROL : DF_ROLE_LANE, 0);
-    if ((kind & 6) == 2) hello.session = world_.honest()[kind / 8U % LockdWorld::kHonest].session();
-    if ((kind & 6) == 4 && !sessions_.empty())
-      hello.session = sessions_[kind / 8U % sessions_.size()];
-    if ((kind & 6) == 6) input.fill(&hello, sizeof hello);
-    // A number is all that lockd asks for in grace (docs/trust.md).
-    if (hello.role == DF_ROLE_CONTROL && world_.awaited(hello.session)) return;
+    const auto hello = any_hello(kind, input);
+    if (world_.knows_token(hello)) return;  // It cannot: 1 in 2^128.
     const auto connection = world_.next_connection();
     const auto greeting = world_.hello(connection, hello, "hostile");
     if (greeting.verdict != Verdict::control && greeting.verdict != Verdict::lane) return;
@@ -139,8 +136,38 @@ class Run {
     liar.connection = connection;
     if (greeting.verdict != Verdict::control) return;
     liar.node = greeting.welcome.node;
-    sessions_.push_back(greeting.welcome.session);
+    sessions_.emplace_back(greeting.welcome.session, std::to_array(greeting.welcome.token));
     if (greeting.welcome.grace_ms != 0) world_.liar_in_grace();
+  }
+
+  /// A new session; an honest one's, with a liar's token or any; one that a liar has or had; any bytes.
+  df_hello any_hello(std::uint8_t kind, Input& input) {
+    const auto role = (kind & 1) == 0 ? DF_ROLE_CONTROL : DF_ROLE_LANE;
+    auto hello = LockdWorld::hello_of();
+    SessionToken token{};
+    switch (kind & 6) {
+      case 2: {
+        const auto& honest = world_.honest()[kind / 8U % LockdWorld::kHonest];
+        if ((kind & 0x80) != 0 && !sessions_.empty())
+          token = sessions_.back().second;
+        else
+          input.fill(token.data(), token.size());
+        df_hello_join(&hello, role, honest.session(), token.data());
+        return hello;
+      }
+      case 4: {
+        if (sessions_.empty()) return hello;
+        const auto& [session, own] = sessions_[kind / 8U % sessions_.size()];
+        df_hello_join(&hello, role, session, own.data());
+        return hello;
+      }
+      case 6:
+        input.fill(&hello, sizeof hello);
+        return hello;
+      default:
+        hello.role = role;
+        return hello;
+    }
   }
 
   void raw(Liar& liar, Input& input) {
@@ -263,7 +290,7 @@ class Run {
   const bool lies_about_shared_;
   LockdWorld world_;
   std::vector<Liar> liars_;
-  std::vector<SessionId> sessions_;  ///< That liars had.
+  std::vector<std::pair<SessionId, SessionToken>> sessions_;  ///< That liars had.
 };
 
 }  // namespace

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "lockd/daemon.h"
 #include "lockd/testing/array_shell.h"
@@ -84,13 +86,20 @@ class Run {
     hello.magic = DF_WIRE_MAGIC;
     hello.version = DF_WIRE_VERSION;
     const auto kind = steps.byte();
-    hello.role = kind % 2 == 0 ? DF_ROLE_CONTROL : DF_ROLE_LANE;
-    if (kind % 2 == 1) hello.session = std::uint64_t{1} << 32 | kind >> 2;
+    hello.role = DF_ROLE_CONTROL;
+    if (kind % 2 == 1) {
+      auto token = kind % 4 == 1 && !tokens_.empty() ? tokens_[kind / 4U % tokens_.size()]
+                                                     : std::pair<SessionId, SessionToken>{};
+      if (token.first == 0) token.first = std::uint64_t{1} << 32 | kind >> 2;
+      df_hello_join(&hello, DF_ROLE_LANE, token.first, token.second.data());
+    }
     if (kind > 250) steps.fill(&hello, sizeof hello);
     const auto greeting = daemon_->hello(next_, std::as_bytes(std::span(&hello, 1)), "fuzz");
     if (kind > 240 &&
         (greeting.verdict == Daemon::Verdict::control || greeting.verdict == Daemon::Verdict::lane))
       daemon_->withdraw(next_);
+    if (greeting.verdict == Daemon::Verdict::control)
+      tokens_.emplace_back(greeting.welcome.session, std::to_array(greeting.welcome.token));
     ++next_;
   }
   void raw(ConnectionId connection, Steps& steps) {
@@ -118,6 +127,7 @@ class Run {
 
   testing::ArrayShell shell_{kTable};
   std::unique_ptr<Daemon> daemon_;
+  std::vector<std::pair<SessionId, SessionToken>> tokens_;
   ConnectionId next_ = 1;
 };
 

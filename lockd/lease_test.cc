@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -73,12 +74,14 @@ class LeaseTest : public ::testing::Test {
     thread_.join();
     service_.reset();
   }
+  /// `session`: to come back as that one, with the token that it was given.
   RawClientOptions options(const std::string& name, std::uint64_t session = 0) {
     RawClientOptions options;
     options.lockd = service_->address();
     options.cluster_id = kCluster;
     options.name = name;
     options.session = session;
+    options.token = tokens_[session];
     return options;
   }
   std::unique_ptr<RawClient> client(const std::string& name, std::uint64_t session = 0) {
@@ -86,6 +89,7 @@ class LeaseTest : public ::testing::Test {
     EXPECT_TRUE(client.ok()) << (client.ok() ? "" : client.error().message);
     if (!client.ok()) return nullptr;
     (*client)->renew_lease();
+    tokens_[(*client)->welcome().session] = (*client)->token();
     return std::move(client).value();
   }
   json status() { return json::parse(*service_->status()); }
@@ -105,6 +109,7 @@ class LeaseTest : public ::testing::Test {
 
   std::string directory_;
   std::uint32_t incarnation_ = 0;
+  std::map<std::uint64_t, SessionToken> tokens_;
   std::shared_ptr<TestStorage::State> storage_ = std::make_shared<TestStorage::State>();
   std::unique_ptr<Service> service_;
   std::thread thread_;
@@ -157,7 +162,12 @@ TEST_F(LeaseTest, AfterARestartLocksAreTakenAgainAndThenNewOnesGiven) {
   EXPECT_EQ(status()["phase"], "grace");
   EXPECT_EQ(status()["missing"].size(), 2U);
   EXPECT_FALSE(RawClient::connect(options("new")).ok());
-  EXPECT_FALSE(RawClient::connect(options("liar", session_a)).ok()) << "another's session";
+  auto liar = options("a", session_a);
+  liar.token = tokens_[session_b];
+  const auto refused = RawClient::connect(liar);
+  ASSERT_FALSE(refused.ok()) << "another's session";
+  EXPECT_NE(refused.error().message.find("refusal 4"), std::string::npos)
+      << refused.error().message;
   auto a = client("a", session_a);
   ASSERT_TRUE(a);
   EXPECT_EQ(a->welcome().session, session_a);

@@ -59,7 +59,8 @@ Milliseconds Daemon::wake_at() const {
 // ---- loss
 
 void Daemon::record(SessionChange::Kind kind, const Session& session) {
-  actions_.record({kind, {session.id, session.node, options_.lease_ms, false, session.name}});
+  actions_.record(
+      {kind, {session.id, session.node, options_.lease_ms, false, session.name, session.token}});
 }
 
 void Daemon::connection_ended(ConnectionId connection, const std::string& reason, bool by_peer) {

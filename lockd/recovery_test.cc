@@ -64,14 +64,27 @@ class RecoveryTest : public ::testing::Test {
       at(std::min(now_ + kLease / 8, until));
     }
   }
-  Greeting hello(ConnectionId connection, SessionId session = 0, const char* name = "mount",
+  /// Of a session on the list, as listed() makes it.
+  static SessionToken token_of(SessionId session) {
+    SessionToken token;
+    token.fill(static_cast<std::uint8_t>(session + 0x40));
+    return token;
+  }
+  static ListedSession listed(SessionId session, NodeId node, bool lost = false) {
+    return {session, node, kLease, lost, "mount", token_of(session)};
+  }
+  Greeting hello(ConnectionId connection) { return hello(connection, 0, {}); }
+  Greeting hello(ConnectionId connection, SessionId session, df_role role = DF_ROLE_CONTROL) {
+    return hello(connection, session, token_of(session), role);
+  }
+  Greeting hello(ConnectionId connection, SessionId session, const SessionToken& token,
                  df_role role = DF_ROLE_CONTROL) {
     df_hello made{};
     made.magic = DF_WIRE_MAGIC;
     made.version = DF_WIRE_VERSION;
-    made.role = role;
-    made.session = session;
-    std::strncpy(reinterpret_cast<char*>(made.name), name, sizeof made.name - 1);
+    made.role = DF_ROLE_CONTROL;
+    std::strcpy(reinterpret_cast<char*>(made.name), "mount");
+    if (session != 0) df_hello_join(&made, role, session, token.data());
     return daemon_->hello(connection, std::as_bytes(std::span(&made, 1)), "peer");
   }
   /// A new session, listed and welcomed.
@@ -193,7 +206,7 @@ TEST_F(RecoveryTest, WithoutAListThereIsNoGrace) {
 }
 
 TEST_F(RecoveryTest, GraceEndsWhenAllAreBack) {
-  recover({{kOld, 3, kLease, false, "mount"}, {kOld + 1, 5, kLease, false, "other"}});
+  recover({listed(kOld, 3), listed(kOld + 1, 5)});
   EXPECT_EQ(daemon_->phase(), Phase::grace);
   EXPECT_EQ(daemon_->grace_left(), kLease + kLease / 5);
   EXPECT_EQ(hello(9).welcome.refusal, DF_REFUSED_GRACE);
@@ -208,9 +221,10 @@ TEST_F(RecoveryTest, GraceEndsWhenAllAreBack) {
   EXPECT_EQ(back.welcome.incarnation, 3U);
   EXPECT_GT(back.welcome.grace_ms, 0U);
   EXPECT_EQ(hello(2, kOld).welcome.refusal, DF_REFUSED_SESSION) << "it is here already";
-  EXPECT_EQ(hello(3, kOld + 1).welcome.refusal, DF_REFUSED_SESSION) << "another's name";
+  EXPECT_EQ(hello(3, kOld + 1, token_of(kOld)).welcome.refusal, DF_REFUSED_SESSION)
+      << "another's token";
   EXPECT_EQ(hello(4, kOld + 9).welcome.refusal, DF_REFUSED_SESSION);
-  EXPECT_EQ(hello(5, kOld, "mount", DF_ROLE_LANE).verdict, Verdict::lane);
+  EXPECT_EQ(hello(5, kOld, DF_ROLE_LANE).verdict, Verdict::lane);
 
   file_lock(1, 1, 0);  // A new one: not now.
   ASSERT_EQ(shell_.sent.size(), 1U);
@@ -223,7 +237,7 @@ TEST_F(RecoveryTest, GraceEndsWhenAllAreBack) {
   say(1, DF_MSG_RECLAIMED);
   EXPECT_THAT(sent(), IsEmpty());
 
-  ASSERT_EQ(hello(6, kOld + 1, "other").verdict, Verdict::control);
+  ASSERT_EQ(hello(6, kOld + 1).verdict, Verdict::control);
   say(6, DF_MSG_RECLAIMED);
   EXPECT_THAT(sent(), ::testing::UnorderedElementsAre(std::pair{1U, DF_MSG_RESUME},
                                                       std::pair{6U, DF_MSG_RESUME}));
@@ -237,8 +251,39 @@ TEST_F(RecoveryTest, GraceEndsWhenAllAreBack) {
   EXPECT_EQ(shell_.sent[0].second.file_reply.error, EAGAIN) << "reclaimed by the first";
 }
 
+TEST_F(RecoveryTest, OnlyItsTokenBringsASessionBack) {
+  const auto kept = join(1);
+  const auto record = shell_.records.back().session;
+  EXPECT_EQ(record.token, std::to_array(kept.token)) << "the list has what the client was told";
+  recover({listed(kOld, 3)});
+  for (std::size_t byte = 0; byte < SessionToken{}.size(); ++byte) {
+    auto wrong = token_of(kOld);
+    wrong[byte] = static_cast<std::uint8_t>(wrong[byte] ^ 1);
+    const auto greeting = hello(10 + byte, kOld, wrong);
+    EXPECT_EQ(greeting.welcome.refusal, DF_REFUSED_SESSION);
+    EXPECT_NE(greeting.reason.find("has not its token"), std::string::npos) << greeting.reason;
+    EXPECT_EQ(hello(30 + byte, kOld, wrong, DF_ROLE_LANE).welcome.refusal, DF_REFUSED_SESSION);
+  }
+  EXPECT_EQ(state(kOld), SessionState::absent);
+  EXPECT_THAT(shell_.closed, IsEmpty());
+  EXPECT_THAT(shell_.to_fence, IsEmpty());
+  const auto back = hello(60, kOld);
+  ASSERT_EQ(back.verdict, Verdict::control) << back.reason;
+  EXPECT_EQ(std::to_array(back.welcome.token), token_of(kOld)) << "the same over a restart";
+  EXPECT_EQ(hello(61, kOld, token_of(kOld + 1), DF_ROLE_LANE).welcome.refusal, DF_REFUSED_SESSION);
+  EXPECT_EQ(hello(62, kOld, DF_ROLE_LANE).verdict, Verdict::lane);
+}
+
+TEST_F(RecoveryTest, ASessionWithoutATokenIsNobodys) {
+  auto old = listed(kOld, 3);
+  old.token = {};
+  recover({old});
+  EXPECT_EQ(hello(1, kOld, SessionToken{}).welcome.refusal, DF_REFUSED_SESSION);
+  EXPECT_EQ(state(kOld), SessionState::absent);
+}
+
 TEST_F(RecoveryTest, AbsenteesAreFencedBeforeResume) {
-  recover({{kOld, 3, kLease, false, "mount"}, {kOld + 1, 5, kLease, false, "other"}});
+  recover({listed(kOld, 3), listed(kOld + 1, 5)});
   ASSERT_EQ(hello(1, kOld).verdict, Verdict::control);
   say(1, DF_MSG_RECLAIMED);
   pass(kLease + kLease / 5 - 1, {3});
@@ -246,7 +291,7 @@ TEST_F(RecoveryTest, AbsenteesAreFencedBeforeResume) {
   EXPECT_THAT(shell_.to_fence, IsEmpty());
   pass(1, {3});
   EXPECT_EQ(daemon_->phase(), Phase::resuming);
-  EXPECT_EQ(hello(8, kOld + 1, "other").welcome.refusal, DF_REFUSED_SESSION) << "too late";
+  EXPECT_EQ(hello(8, kOld + 1).welcome.refusal, DF_REFUSED_SESSION) << "too late";
   EXPECT_EQ(hello(9).welcome.refusal, DF_REFUSED_GRACE);
   EXPECT_THAT(sent(), IsEmpty());
   EXPECT_THAT(daemon_->live_sessions().ids, ElementsAre(kOld));
@@ -259,7 +304,7 @@ TEST_F(RecoveryTest, AbsenteesAreFencedBeforeResume) {
 }
 
 TEST_F(RecoveryTest, WhoCameButDidNotReclaimInTimeIsLostAfterItsOwnDeadline) {
-  recover({{kOld, 3, kLease, false, "mount"}});
+  recover({listed(kOld, 3)});
   pass(kLease / 2);
   ASSERT_EQ(hello(1, kOld).verdict, Verdict::control);
   pass(kLease / 2 + kLease / 5, {3});
@@ -273,7 +318,7 @@ TEST_F(RecoveryTest, WhoCameButDidNotReclaimInTimeIsLostAfterItsOwnDeadline) {
 }
 
 TEST_F(RecoveryTest, ALostSessionOfTheListCannotComeBack) {
-  recover({{kOld, 3, kLease, true, "mount"}});
+  recover({listed(kOld, 3, true)});
   EXPECT_THAT(shell_.to_fence, ElementsAre(kOld));
   EXPECT_EQ(hello(1, kOld).welcome.refusal, DF_REFUSED_SESSION);
   daemon_->fenced(kOld);
@@ -284,7 +329,7 @@ TEST_F(RecoveryTest, ALostSessionOfTheListCannotComeBack) {
 }
 
 TEST_F(RecoveryTest, AByeInGraceIsAnAnswerToo) {
-  recover({{kOld, 3, kLease, false, "mount"}});
+  recover({listed(kOld, 3)});
   ASSERT_EQ(hello(1, kOld).verdict, Verdict::control);
   say(1, DF_MSG_BYE);
   EXPECT_EQ(daemon_->phase(), Phase::normal);
@@ -293,9 +338,9 @@ TEST_F(RecoveryTest, AByeInGraceIsAnAnswerToo) {
 }
 
 TEST_F(RecoveryTest, LiarsInGraceAreDroppedAlone) {
-  recover({{kOld, 3, kLease, false, "mount"}, {kOld + 1, 5, kLease, false, "other"}});
+  recover({listed(kOld, 3), listed(kOld + 1, 5)});
   ASSERT_EQ(hello(1, kOld).verdict, Verdict::control);
-  ASSERT_EQ(hello(2, kOld + 1, "other").verdict, Verdict::control);
+  ASSERT_EQ(hello(2, kOld + 1).verdict, Verdict::control);
   say(1, DF_MSG_RECLAIMED);
   file_lock(1, 1, DF_FILE_RECLAIM);  // After it had said that this was all.
   noted(kOld);
@@ -308,7 +353,7 @@ TEST_F(RecoveryTest, LiarsInGraceAreDroppedAlone) {
 }
 
 TEST_F(RecoveryTest, ABrokenAcceptLeavesAListedSessionAbsent) {
-  recover({{kOld, 3, kLease, false, "mount"}});
+  recover({listed(kOld, 3)});
   ASSERT_EQ(hello(1, kOld).verdict, Verdict::control);
   daemon_->withdraw(1);
   EXPECT_EQ(state(kOld), SessionState::absent);

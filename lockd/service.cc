@@ -3,8 +3,11 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <sys/random.h>
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <future>
 #include <utility>
 
@@ -331,6 +334,17 @@ std::vector<bool> Service::owners_in_table() {
   for (std::uint32_t i = 0; i < df_table_slots(&geometry); ++i)
     owners[df_word_owner(read_word(region_->bytes(), i))] = true;
   return owners;
+}
+
+SessionToken Service::new_token() {
+  SessionToken token{};
+  // Up to 256 bytes come whole; before the kernel's pool is filled, at boot, the call waits.
+  while (::getrandom(token.data(), token.size(), 0) != static_cast<ssize_t>(token.size())) {
+    if (errno == EINTR) continue;
+    spdlog::critical("no random numbers from the kernel: {}", std::strerror(errno));
+    std::abort();
+  }
+  return token;
 }
 
 // ---- status

@@ -83,6 +83,7 @@ class Service : private fabric::Handler, private DaemonActions {
   void close(ConnectionId connection) override;
   void fence(SessionId session) override;
   std::vector<bool> owners_in_table() override;
+  SessionToken new_token() override;
   void record(const SessionChange& change) override;
   void greet(ConnectionId connection, const Greeting& greeting) override;
   std::uint64_t lease_word(NodeId node) override;

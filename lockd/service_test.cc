@@ -374,6 +374,35 @@ TEST_F(ServiceTest, StrangersAreRefused) {
       eventually([](const json& s) { return s["connections"] == 0 && s["sessions"].empty(); }));
 }
 
+TEST_F(ServiceTest, ALaneWithAWrongTokenIsRefusedAndItsSessionDoesNotNotice) {
+  start();
+  const auto key = df_key_inode(5);
+  auto good = client("good"), other = client("other");
+  ASSERT_TRUE(good->acquire(key, DF_X));
+  EXPECT_NE(good->token(), other->token());
+  auto wrong = options("thief");
+  // Its own session and its own token would do; with any other it gets no lane.
+  wrong.lane_token = good->token();
+  for (int i = 0; i < 20; ++i) {
+    const auto thief = RawClient::connect(wrong);
+    ASSERT_FALSE(thief.ok());
+    EXPECT_NE(thief.error().message.find("refusal 4"), std::string::npos) << thief.error().message;
+    wrong.lane_session = good->welcome().session;
+    wrong.lane_token = i % 2 == 0 ? SessionToken{} : other->token();
+  }
+  EXPECT_FALSE(good->lost());
+  EXPECT_FALSE(other->acquire(key, DF_S, 200ms));
+  good->unpin(key);
+  ASSERT_TRUE(together(*good, *other, [&, wanted = false]() mutable {
+    if (!std::exchange(wanted, true)) other->want(key, DF_S);
+    return other->pinned(key);
+  }));
+  const auto now = status();
+  EXPECT_EQ(now["sessions"].size(), 2U);
+  for (const auto& session : now["sessions"]) EXPECT_EQ(session["lanes"], 1) << now.dump(2);
+  EXPECT_EQ(now.dump().find("token"), std::string::npos) << "a secret has no place in the status";
+}
+
 TEST_F(ServiceTest, MalformedMessagesLoseTheirSenderAlone) {
   start();
   auto good = client("good");

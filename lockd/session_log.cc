@@ -19,7 +19,9 @@ namespace distfuse::lockd {
 namespace {
 
 constexpr std::array<std::string_view, 3> kKinds{"begin", "lost", "end"};
-constexpr std::string_view kMagic = "distfuse-sessions 1 ";
+constexpr std::string_view kMagic = "distfuse-sessions 2 ";
+constexpr std::string_view kWithoutTokens = "distfuse-sessions 1 ";
+static_assert(kMagic.size() == kWithoutTokens.size());
 
 Error failed(const std::string& what, const std::string& path) {
   const int code = errno;
@@ -32,16 +34,18 @@ std::uint32_t checksum(std::string_view text) {  // FNV-1a: against torn writes,
   return hash;
 }
 
-std::string hex(std::string_view text) {
+template <typename Bytes>
+std::string hex(const Bytes& bytes) {
   std::string out;
-  for (const char c : text) out += fmt::format("{:02x}", static_cast<std::uint8_t>(c));
+  for (const auto byte : bytes) out += fmt::format("{:02x}", static_cast<std::uint8_t>(byte));
   return out.empty() ? "-" : out;
 }
 
 std::string to_line(const SessionChange& change) {
   const auto& session = change.session;
-  auto line = fmt::format("{} {:016x} {} {} {}", kKinds.at(static_cast<std::size_t>(change.kind)),
-                          session.id, session.node, session.lease_ms, hex(session.name));
+  auto line = fmt::format("{} {:016x} {} {} {} {}",
+                          kKinds.at(static_cast<std::size_t>(change.kind)), session.id,
+                          session.node, session.lease_ms, hex(session.name), hex(session.token));
   return line + fmt::format(" {:08x}\n", checksum(line));
 }
 
@@ -69,8 +73,15 @@ bool read_name(std::string_view text, std::string& name) {
   return true;
 }
 
+bool read_token(std::string_view text, SessionToken& token) {
+  if (text.size() != 2 * token.size()) return false;
+  for (std::size_t i = 0; i < token.size(); ++i)
+    if (!read_number(text.substr(2 * i, 2), 16, token[i])) return false;
+  return true;
+}
+
 /// Nothing: the line is damaged.
-std::optional<SessionChange> read_line(std::string_view line) {
+std::optional<SessionChange> read_line(std::string_view line, bool with_token) {
   const auto space = line.rfind(' ');
   std::uint32_t sum = 0;
   if (space == std::string_view::npos || !read_number(line.substr(space + 1), 16, sum) ||
@@ -83,8 +94,9 @@ std::optional<SessionChange> read_line(std::string_view line) {
   const bool good = read_number(take_word(line), 16, session.id) &&
                     read_number(take_word(line), 10, session.node) &&
                     read_number(take_word(line), 10, session.lease_ms) &&
-                    read_name(take_word(line), session.name) && line.empty() && session.id != 0 &&
-                    session.node >= 1 && session.node <= kMaxNodeId;
+                    read_name(take_word(line), session.name) &&
+                    (!with_token || read_token(take_word(line), session.token)) && line.empty() &&
+                    session.id != 0 && session.node >= 1 && session.node <= kMaxNodeId;
   if (!good) return {};
   for (std::size_t i = 0; i < kKinds.size(); ++i) {
     if (kKinds[i] != kind) continue;
@@ -146,7 +158,8 @@ Status SessionLog::load() {
   std::string_view rest = *text;
   if (rest.empty()) return {};
   const auto first = rest.substr(0, rest.find('\n'));
-  if (!first.starts_with(kMagic) || first.size() == rest.size())
+  const bool with_tokens = first.starts_with(kMagic);
+  if ((!with_tokens && !first.starts_with(kWithoutTokens)) || first.size() == rest.size())
     return Error{EINVAL, fmt::format("{} is not a list of sessions; when no client of this cluster "
                                      "runs any more, remove it",
                                      path_)};
@@ -158,7 +171,7 @@ Status SessionLog::load() {
   bool damaged = false;
   while (!rest.empty()) {
     const auto end = rest.find('\n');
-    const auto change = read_line(rest.substr(0, end));
+    const auto change = read_line(rest.substr(0, end), with_tokens);
     if (change && end != std::string_view::npos && damaged)
       return Error{EINVAL, fmt::format("{} is damaged before byte {}; when no client of this "
                                        "cluster runs any more, remove it",
@@ -170,7 +183,16 @@ Status SessionLog::load() {
     rest.remove_prefix(std::min(end, rest.size() - 1) + 1);
   }
   if (damaged) spdlog::warn("{}: its unfinished tail is cut off", path_);
+  if (!with_tokens) lose_all();
   return {};
+}
+
+void SessionLog::lose_all() {
+  if (sessions_.empty()) return;
+  for (auto& [id, session] : sessions_) session.lost = true;
+  spdlog::warn(
+      "{} is of an earlier version: its {} sessions are fenced, their mounts go on with new ones",
+      path_, sessions_.size());
 }
 
 /// A new file with what is known now. On an error the old one goes on.

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // The list of sessions in lockd's state directory: who may come back after a restart.
 //
-// File `sessions`: "distfuse-sessions 1 CLUSTER-ID\n", then one line a change, appended in order:
-//   "begin|lost|end SESSION NODE LEASE-MS NAME CHECKSUM\n"; session, name and checksum in hex, an empty name is "-".
+// File `sessions`, readable by lockd's user alone: "distfuse-sessions 2 CLUSTER-ID\n", then one line a change, appended in order:
+//   "begin|lost|end SESSION NODE LEASE-MS NAME TOKEN CHECKSUM\n"; session, name, token and checksum in hex, an empty name is "-".
 // A session is on the list from `begin` to `end`; after `lost` it may not come back. What matters is synced before it is acted upon: a
 // `begin` before the Welcome, a `lost` before the locks are anybody's. An `end` that a crash forgets costs a grace period.
 //
 // Recovery: an unfinished or damaged tail is the rest of an append that was never acted upon: it is cut off. Damage with good lines behind it
 // is refused: sessions would be forgotten. open() rewrites the list; so does append() when most lines are of sessions that are gone.
 //
-// Limits: kSlack lines of gone sessions (about 80 bytes each) beside those of the present ones.
+// Version 1 had no tokens. Its sessions are taken for lost when it is opened: nobody can show that one is his, and a client of that
+// version speaks another protocol anyway. Rewritten, their token is all zero, which no Hello can name.
+//
+// Limits: kSlack lines of gone sessions (about 115 bytes each) beside those of the present ones.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +49,7 @@ class SessionLog {
       : path_(std::move(path)), cluster_id_(std::move(cluster_id)) {}
   Status load();
   Status rewrite();
+  void lose_all();
   static void apply(std::map<SessionId, ListedSession>& sessions, const SessionChange& change);
 
   const std::string path_;

@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
@@ -42,7 +43,10 @@ class SessionLogTest : public ::testing::Test {
   }
   void write(const std::string& text) { std::ofstream(path()) << text; }
   static ListedSession session(SessionId id, bool lost = false) {
-    return {id, static_cast<NodeId>(id), 1000, lost, "mount " + std::to_string(id)};
+    SessionToken token;
+    token.fill(static_cast<std::uint8_t>(id | 0x80));
+    token[3] = 0;
+    return {id, static_cast<NodeId>(id), 1000, lost, "mount " + std::to_string(id), token};
   }
   std::string directory_;
 };
@@ -100,6 +104,32 @@ TEST_F(SessionLogTest, AnotherClustersOrAnotherFileIsRefused) {
   EXPECT_EQ(open_error(), EXDEV);
   write("something else\n");
   EXPECT_EQ(open_error(), EINVAL);
+}
+
+TEST_F(SessionLogTest, NobodyOfAListWithoutTokensComesBack) {
+  // As an earlier version wrote it: two began, one of them ended, and a torn line.
+  write("distfuse-sessions 1 " + kCluster +
+        "\nbegin 0000000200000007 3 1000 6d6f756e74 6b6d96cf\n"
+        "begin 0000000200000008 4 1000 - 2394fd2a\n"
+        "end 0000000200000008 4 1000 - 67b86cb6\n"
+        "begin 00000002000");
+  const ListedSession known{std::uint64_t{2} << 32 | 7, 3, 1000, true, "mount", {}};
+  EXPECT_THAT(open()->listed(), ElementsAre(known));
+  EXPECT_THAT(text(), HasSubstr("distfuse-sessions 2 "));
+  EXPECT_THAT(open()->listed(), ElementsAre(known)) << "as rewritten";
+}
+
+TEST_F(SessionLogTest, TokensAreForTheOwnersEyes) {
+  auto log = open();
+  ASSERT_TRUE(log->append(std::vector<SessionChange>{{Kind::begin, session(1)}}).ok());
+  struct stat info {};
+  ASSERT_EQ(::stat(path().c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600U);
+  // A token of another length is damage.
+  auto damaged = text();
+  damaged.erase(damaged.rfind(' ') - 2, 2);
+  write(damaged);
+  EXPECT_THAT(open()->listed(), IsEmpty());
 }
 
 TEST_F(SessionLogTest, StaysShortWhenSessionsComeAndGo) {

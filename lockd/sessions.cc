@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <optional>
 #include <utility>
 
 namespace distfuse::lockd {
@@ -25,12 +27,25 @@ const char* to_string(SessionState state) {
   std::abort();
 }
 
+namespace {
+
+/// Empty: it is the session's. A session without a token (session_log.h) is nobody's.
+std::optional<Error> wrong_token(const Session& session, const SessionToken& token) {
+  if (df_token_equal(session.token.data(), token.data()) != 0 && session.token != SessionToken{})
+    return {};
+  return Error{EACCES, fmt::format("it names session {:#x} of {} and has not its token", session.id,
+                                   session.name)};
+}
+
+}  // namespace
+
 void SessionTable::restore(const std::vector<ListedSession>& listed) {
   for (const auto& known : listed) {
     Session session;
     session.id = known.id;
     session.node = known.node;
     session.state = known.lost ? SessionState::fencing : SessionState::absent;
+    session.token = known.token;
     session.name = known.name;
     session.listed = true;
     by_node_.emplace(known.node, known.id);
@@ -43,11 +58,12 @@ void SessionTable::restore(const std::vector<ListedSession>& listed) {
     if (!by_node_.contains(next_node_)) free_nodes_.push_back(next_node_);
 }
 
-Result<const Session*> SessionTable::rejoin(SessionId id, ConnectionId control,
-                                            const std::string& name, std::string peer) {
+Result<const Session*> SessionTable::rejoin(SessionId id, const SessionToken& token,
+                                            ConnectionId control, std::string peer) {
   const auto it = sessions_.find(id);
-  if (it == sessions_.end() || it->second.state != SessionState::absent || it->second.name != name)
-    return Error{ESTALE, fmt::format("session {:#x} of {} is not awaited here", id, name)};
+  if (it == sessions_.end() || it->second.state != SessionState::absent)
+    return Error{ESTALE, fmt::format("session {:#x} is not awaited here", id)};
+  if (const auto wrong = wrong_token(it->second, token)) return *wrong;
   auto& session = it->second;
   session.state = SessionState::reclaiming;
   session.control = control;
@@ -62,8 +78,8 @@ void SessionTable::leave_again(SessionId id) {
   session.state = SessionState::absent;
 }
 
-Result<const Session*> SessionTable::open(ConnectionId control, std::string name,
-                                          std::string peer) {
+Result<const Session*> SessionTable::open(ConnectionId control, std::string name, std::string peer,
+                                          const SessionToken& token) {
   if (sessions_.size() >= limits_.sessions)
     return Error{ENOSPC, fmt::format("lockd has {} sessions already, its limit", sessions_.size())};
   if (losses_ >= limits_.losses)
@@ -83,6 +99,7 @@ Result<const Session*> SessionTable::open(ConnectionId control, std::string name
   session.id = next_id_++;
   session.node = node;
   session.control = control;
+  session.token = token;
   session.name = std::move(name);
   session.peer = std::move(peer);
   by_connection_.emplace(control, session.id);
@@ -90,10 +107,12 @@ Result<const Session*> SessionTable::open(ConnectionId control, std::string name
   return &sessions_.emplace(session.id, std::move(session)).first->second;
 }
 
-Result<const Session*> SessionTable::add_lane(ConnectionId lane, SessionId id) {
+Result<const Session*> SessionTable::add_lane(ConnectionId lane, SessionId id,
+                                              const SessionToken& token) {
   const auto it = sessions_.find(id);
   if (it == sessions_.end() || !it->second.joined())
     return Error{ESTALE, fmt::format("session {:#x} is not known here", id)};
+  if (const auto wrong = wrong_token(it->second, token)) return *wrong;
   if (it->second.lanes.size() >= limits_.lanes)
     return Error{ENOSPC,
                  fmt::format("session {:#x} has {} lanes already, the limit", id, limits_.lanes)};

@@ -22,6 +22,7 @@
 // somebody needs those slots.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -32,12 +33,16 @@
 #include <vector>
 
 #include "common/result.h"
+#include "rdma/lock/wire.h"
 
 namespace distfuse::lockd {
 
 using SessionId = std::uint64_t;
 using NodeId = std::uint16_t;
 using ConnectionId = std::uint64_t;  ///< 0: none.
+
+/// What a Hello must repeat to name the session (rdma/lock/wire.h): known to its client and to lockd, in no log and no status.
+using SessionToken = std::array<std::uint8_t, DF_TOKEN_BYTES>;
 
 inline constexpr NodeId kMaxNodeId = 0x7ffe;
 
@@ -56,6 +61,7 @@ struct ListedSession {
   std::uint32_t lease_ms = 0;  ///< That it was told.
   bool lost = false;           ///< Its loss had begun: it cannot come back.
   std::string name;
+  SessionToken token{};
   bool operator==(const ListedSession&) const = default;
 };
 
@@ -65,6 +71,7 @@ struct Session {
   SessionState state = SessionState::live;
   ConnectionId control = 0;
   std::set<ConnectionId> lanes;
+  SessionToken token{};
   std::string name;  ///< What the mount calls itself.
   std::string peer;
   bool welcomed = true;            ///< False: its Welcome waits for the list on disk.
@@ -96,16 +103,17 @@ class SessionTable {
 
   /// A mount says hello. Error: ENOSPC: too many sessions, or too many were lost; EAGAIN: no node id left, try again after
   /// reclaim_node_ids.
-  Result<const Session*> open(ConnectionId control, std::string name, std::string peer);
+  Result<const Session*> open(ConnectionId control, std::string name, std::string peer,
+                              const SessionToken& token);
   /// Before the first open(), once: the sessions of the list, absent or (lost ones) fencing.
   void restore(const std::vector<ListedSession>& listed);
-  /// absent → reclaiming. Error: ESTALE: no such absent session of that name.
-  Result<const Session*> rejoin(SessionId id, ConnectionId control, const std::string& name,
+  /// absent → reclaiming. Error: ESTALE: no such absent session; EACCES: not its token. Nothing has changed then.
+  Result<const Session*> rejoin(SessionId id, const SessionToken& token, ConnectionId control,
                                 std::string peer);
   /// reclaiming → absent: the answer to its Hello could not be given.
   void leave_again(SessionId id);
-  /// Error: ESTALE: no such joined session; ENOSPC: too many lanes.
-  Result<const Session*> add_lane(ConnectionId lane, SessionId id);
+  /// Error: ESTALE: no such joined session; EACCES: not its token; ENOSPC: too many lanes.
+  Result<const Session*> add_lane(ConnectionId lane, SessionId id, const SessionToken& token);
 
   /// What a connection was, when it ended.
   struct Ended {

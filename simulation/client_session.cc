@@ -59,12 +59,17 @@ ClientNode::Link* ClientNode::link_of(ConnectionId connection) {
 
 namespace {
 
-Hello hello_of(df_role role, std::uint64_t session) {
+Hello hello_of() {
   Hello hello;
   hello.lock.magic = DF_WIRE_MAGIC;
   hello.lock.version = DF_WIRE_VERSION;
-  hello.lock.role = role;
-  hello.lock.session = session;
+  hello.lock.role = DF_ROLE_CONTROL;
+  return hello;
+}
+
+Hello hello_of(df_role role, std::uint64_t session, const df_u8* token) {
+  auto hello = hello_of();
+  df_hello_join(&hello.lock, role, session, token);
   return hello;
 }
 
@@ -73,9 +78,9 @@ Hello hello_of(df_role role, std::uint64_t session) {
 void ClientNode::connect(Link& link) {
   ++link.generation;
   link.hello_ms = ms();
-  link.control =
-      world_.network.connect(*this, world_.process(world_.options.clients + link.lockd),
-                             hello_of(DF_ROLE_CONTROL, link.session ? link.machine.id : 0));
+  link.control = world_.network.connect(
+      *this, world_.process(world_.options.clients + link.lockd),
+      link.session ? hello_of(DF_ROLE_CONTROL, link.machine.id, link.machine.token) : hello_of());
 }
 
 void ClientNode::disconnect(Link& link) {
@@ -113,9 +118,9 @@ void ClientNode::connected(ConnectionId connection, const Packet& answer) {
       for (unsigned key = link->lockd; key < locks_.size(); key += world_.options.lockds)
         reset_lock(*link, key);
     for (unsigned i = 0; i < world_.options.lanes; ++i)
-      link->lanes_wanted.insert(
-          world_.network.connect(*this, world_.process(world_.options.clients + link->lockd),
-                                 hello_of(DF_ROLE_LANE, answer.welcome.session)));
+      link->lanes_wanted.insert(world_.network.connect(
+          *this, world_.process(world_.options.clients + link->lockd),
+          hello_of(DF_ROLE_LANE, answer.welcome.session, answer.welcome.token)));
     return;
   }
   link->lanes_wanted.erase(connection);

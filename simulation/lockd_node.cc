@@ -182,6 +182,16 @@ std::vector<bool> LockdNode::owners_in_table() {
   return owners;
 }
 
+/// The same in each run of a seed, and nobody's chance but its own.
+lockd::SessionToken LockdNode::new_token() {
+  Random random(std::uint64_t{number_} << 48 | ++tokens_);
+  lockd::SessionToken token;
+  const std::uint64_t words[] = {random.next(), random.next()};
+  static_assert(sizeof words == sizeof token);
+  std::memcpy(token.data(), words, sizeof token);
+  return token;
+}
+
 // ---- the loopback
 
 namespace {

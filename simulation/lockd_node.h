@@ -46,6 +46,7 @@ class LockdNode : public Process, public Memory, private lockd::DaemonActions {
   void close(lockd::ConnectionId connection) override;
   void fence(lockd::SessionId session) override;
   std::vector<bool> owners_in_table() override;
+  lockd::SessionToken new_token() override;
   void record(const lockd::SessionChange& change) override;
   void greet(lockd::ConnectionId connection, const lockd::Greeting& greeting) override;
   std::uint64_t lease_word(lockd::NodeId node) override;
@@ -87,6 +88,7 @@ class LockdNode : public Process, public Memory, private lockd::DaemonActions {
   std::map<std::uint64_t, std::set<unsigned>>
       fences_;  ///< Session → storageds that have not answered.
   std::uint64_t next_request_ = 1;
+  std::uint64_t tokens_ = 0;
   bool greeting_ = false;                     ///< A Hello is being handled.
   std::map<df_u32, std::uint64_t> freezing_;  ///< Slot → the Freeze's number.
   std::uint64_t rekeys_ = 0, repairs_ = 0, expired_ = 0;

@@ -225,10 +225,10 @@ class MappingOwner final : public CacheOwner {
 /// Lies after a restart: comes back in its own session, and takes what it never had.
 class Liar {
  public:
-  explicit Liar(const Cluster& cluster) { connect(cluster, 0); }
+  explicit Liar(const Cluster& cluster) { connect(cluster, 0, {}); }
   /// Once lockd has restarted.
   void take_first(const Cluster& cluster, Ino ino) {
-    connect(cluster, client_->welcome().session);
+    connect(cluster, client_->welcome().session, client_->token());
     ASSERT_TRUE(client_->reassert(df_key_inode(ino), DF_X));
     client_->reclaimed();
     thread_ = std::thread([this, ino] {
@@ -244,12 +244,13 @@ class Liar {
   }
 
  private:
-  void connect(const Cluster& cluster, std::uint64_t session) {
+  void connect(const Cluster& cluster, std::uint64_t session, const lockd::SessionToken& token) {
     lockd::testing::RawClientOptions options;
     options.lockd = cluster.options("liar").lockd;
     options.cluster_id = Cluster::kId;
     options.name = "liar";
     options.session = session;
+    options.token = token;
     auto client = lockd::testing::RawClient::connect(options);
     ASSERT_TRUE(client.ok()) << client.error().message;
     client_ = std::move(*client);

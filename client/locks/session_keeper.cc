@@ -4,7 +4,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "rdma/lock/client.h"
 
@@ -37,9 +36,7 @@ const char* state_name(df_session_state state) {
 Result<std::unique_ptr<Lane>> SessionKeeper::open_lane(const df_welcome& welcome) {
   if (welcome.lease_ms == 0) return std::unique_ptr<Lane>{};
   df_hello hello = options_.hello;
-  hello.role = DF_ROLE_LANE;
-  hello.session = welcome.session;
-  std::memset(hello.name, 0, sizeof(hello.name));
+  df_hello_join(&hello, DF_ROLE_LANE, welcome.session, welcome.token);
   return Lane::open(fabric_, options_.address, hello, options_.connect_timeout);
 }
 
@@ -277,7 +274,7 @@ void SessionKeeper::begin_connect() {
 
 void SessionKeeper::connect() {
   df_hello hello = options_.hello;
-  hello.session = machine_.id;  // Never changes.
+  df_hello_join(&hello, DF_ROLE_CONTROL, machine_.id, machine_.token);  // They never change.
   df_u32 refusal = 0;
   auto control =
       Control::connect(fabric_, options_.address, hello, options_.connect_timeout, &refusal);

@@ -71,9 +71,7 @@ Status Table::open() {
   }
   welcome_ = (*control)->welcome();
   lane_hello_ = *hello;
-  lane_hello_.role = DF_ROLE_LANE;
-  lane_hello_.session = welcome_.session;
-  std::memset(lane_hello_.name, 0, sizeof(lane_hello_.name));
+  df_hello_join(&lane_hello_, DF_ROLE_LANE, welcome_.session, welcome_.token);
   const df_welcome& welcome = welcome_;
   geometries_.push_back({welcome.buckets, welcome.overflow, welcome.node});
   locks_.enter(0, geometries_.back(), false);

@@ -40,6 +40,15 @@ class ArrayShell : public DaemonActions {
     return owners;
   }
 
+  /// Numbered: no two are the same.
+  SessionToken new_token() override {
+    SessionToken token;
+    token.fill(0xa5);
+    ++tokens;
+    std::memcpy(token.data(), &tokens, sizeof tokens);
+    return token;
+  }
+
   /// Performs posted chains, oldest first, until none is left; what their completions post as well. At most `most`.
   void run_chains(Daemon& daemon, std::size_t most = 100000) {
     for (std::size_t i = 0; i < most && !chains.empty(); ++i) {
@@ -63,6 +72,7 @@ class ArrayShell : public DaemonActions {
   std::vector<std::pair<ConnectionId, df_msg>> sent;
   std::set<ConnectionId> closed;
   std::vector<SessionId> to_fence;
+  std::uint32_t tokens = 0;
 
  private:
   void perform(const df_chain& chain, const df_op& op, std::uint64_t& old,

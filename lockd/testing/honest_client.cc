@@ -21,6 +21,7 @@ HonestClient::HonestClient(ArrayShell& shell, ConnectionId control, const df_wel
     : shell_(shell),
       control_(control),
       session_(welcome.session),
+      token_(std::to_array(welcome.token)),
       table_{welcome.buckets, welcome.overflow, welcome.node} {
   for (const auto key : keys) df_lock_init(&locks_.emplace_back().core, &table_, key);
 }

@@ -25,6 +25,7 @@ class HonestClient {
 
   [[nodiscard]] ConnectionId control() const { return control_; }
   [[nodiscard]] SessionId session() const { return session_; }
+  [[nodiscard]] const SessionToken& token() const { return token_; }
   [[nodiscard]] std::uint32_t node() const { return table_.node; }
   [[nodiscard]] std::size_t locks() const { return locks_.size(); }
   [[nodiscard]] std::size_t undelivered() const { return inbox_.size(); }
@@ -109,6 +110,7 @@ class HonestClient {
   ArrayShell& shell_;
   ConnectionId control_;
   SessionId session_;
+  SessionToken token_;
   df_table table_;
   std::deque<Lock> locks_;
   std::deque<df_msg> inbox_;

@@ -39,12 +39,17 @@ void LockdWorld::create(const std::vector<ListedSession>& listed) {
 
 // ---- the fabric
 
-df_hello LockdWorld::hello_of(df_role role, SessionId session) {
+df_hello LockdWorld::hello_of() {
   df_hello hello{};
   hello.magic = DF_WIRE_MAGIC;
   hello.version = DF_WIRE_VERSION;
-  hello.role = role;
-  hello.session = session;
+  hello.role = DF_ROLE_CONTROL;
+  return hello;
+}
+
+df_hello LockdWorld::hello_of(df_role role, SessionId session, const SessionToken& token) {
+  auto hello = hello_of();
+  df_hello_join(&hello, role, session, token.data());
   return hello;
 }
 
@@ -100,9 +105,9 @@ bool LockdWorld::coming_back() const {
                      [](const HonestClient& client) { return client.coming_back(); });
 }
 
-bool LockdWorld::awaited(SessionId session) const {
+bool LockdWorld::knows_token(const df_hello& hello) const {
   return std::any_of(honest_.begin(), honest_.end(), [&](const HonestClient& client) {
-    return client.away() && client.session() == session;
+    return client.session() == hello.session && client.token() == std::to_array(hello.token);
   });
 }
 
@@ -143,7 +148,8 @@ bool LockdWorld::restart() {
 void LockdWorld::come_back(HonestClient& honest) {
   if (!honest.away()) return;
   const auto connection = next_connection_++;
-  const auto greeting = hello(connection, hello_of(DF_ROLE_CONTROL, honest.session()), "honest");
+  const auto greeting =
+      hello(connection, hello_of(DF_ROLE_CONTROL, honest.session(), honest.token()), "honest");
   check(greeting.verdict == Verdict::control);
   honest.rejoin(connection, greeting.welcome);
   lock_file(honest.node() - 1, DF_FILE_RECLAIM);
@@ -153,7 +159,7 @@ void LockdWorld::come_back(HonestClient& honest) {
 
 void LockdWorld::join_honest() {
   const auto connection = next_connection_++;
-  const auto greeting = hello(connection, hello_of(DF_ROLE_CONTROL, 0), "honest");
+  const auto greeting = hello(connection, hello_of(), "honest");
   check(greeting.verdict == Verdict::control && greeting.welcome.node == honest_.size() + 1);
   honest_.emplace_back(shell_, connection, greeting.welcome, keys_);
 }

@@ -56,7 +56,8 @@ class LockdWorld {
 
   /// Hellos and messages as a fabric would carry them. Answers with the Greeting, also one that came after the list was written.
   Greeting hello(ConnectionId connection, const df_hello& hello, const char* peer);
-  static df_hello hello_of(df_role role, SessionId session);
+  static df_hello hello_of();
+  static df_hello hello_of(df_role role, SessionId session, const SessionToken& token);
   void deliver(ConnectionId connection, const df_msg& message);
 
   /// Moves one honest client on; `what` says how.
@@ -67,8 +68,8 @@ class LockdWorld {
   bool restart();
   /// That honest client comes back, if it is away.
   void come_back(HonestClient& honest);
-  /// An honest client's session that is not back yet.
-  [[nodiscard]] bool awaited(SessionId session) const;
+  /// Whether a Hello brings the token of the honest client's session that it names.
+  [[nodiscard]] bool knows_token(const df_hello& hello) const;
   void fence_one();
   /// What lockd has said and asked for since the last call; `other` hears what is not for an honest client.
   using Hear = std::function<void(ConnectionId, const df_msg&)>;

@@ -30,16 +30,18 @@ RawClient::~RawClient() {
 }
 
 Result<std::unique_ptr<fabric::Connection>> RawClient::connect_as(df_role role,
-                                                                  std::uint64_t session) {
+                                                                  std::uint64_t session,
+                                                                  const SessionToken& token) {
   df_hello hello{};
   hello.magic = DF_WIRE_MAGIC;
   hello.version = options_.version;
   hello.role = role;
-  hello.session = session;
   const auto cluster = parse_cluster_id(options_.cluster_id);
   if (!cluster.ok()) return cluster.error();
   std::memcpy(hello.cluster, cluster->data(), cluster->size());
-  if (role == DF_ROLE_CONTROL)
+  if (session != 0)
+    df_hello_join(&hello, role, session, token.data());
+  else
     options_.name.copy(reinterpret_cast<char*>(hello.name), sizeof hello.name - 1);
   answer_.reset();
   auto connection =
@@ -64,12 +66,14 @@ Status RawClient::start() {
   lease_memory_ = memory->data() + sizeof(Buffer) * fabric::kMaxOutstanding;
   buffers_ = new (memory->data()) Buffer[fabric::kMaxOutstanding];
   for (std::uint64_t i = 0; i < fabric::kMaxOutstanding; ++i) free_.push_back(i);
-  auto control = connect_as(DF_ROLE_CONTROL, options_.session);
+  auto control = connect_as(DF_ROLE_CONTROL, options_.session, options_.token);
   if (!control.ok()) return control.error();
   control_ = std::move(control).value();
   welcome_ = *answer_;
   table_ = {welcome_.buckets, welcome_.overflow, welcome_.node};
-  auto lane = connect_as(DF_ROLE_LANE, welcome_.session);
+  auto lane = connect_as(DF_ROLE_LANE,
+                         options_.lane_session != 0 ? options_.lane_session : welcome_.session,
+                         options_.lane_token.value_or(token()));
   if (!lane.ok()) return lane.error();
   lane_ = std::move(lane).value();
   if (lane_->remote_region_length() < df_table_bytes(&table_))

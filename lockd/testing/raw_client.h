@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "common/result.h"
+#include "lockd/sessions.h"
 #include "rdma/fabric/fabric.h"
 #include "rdma/lock/client.h"
 
@@ -33,7 +34,10 @@ struct RawClientOptions {
   std::string name = "raw";
   std::uint32_t version = DF_WIRE_VERSION;
   milliseconds timeout{5000};
-  std::uint64_t session = 0;  ///< To come back as; 0: a new one.
+  std::uint64_t session = 0;                    ///< To come back as; 0: a new one.
+  SessionToken token{};                         ///< Of that session.
+  std::uint64_t lane_session = 0;               ///< Of its lane, in place of the true one.
+  std::optional<SessionToken> lane_token = {};  ///< The same.
 };
 
 class RawClient : private fabric::Handler {
@@ -42,6 +46,7 @@ class RawClient : private fabric::Handler {
   ~RawClient() override;
 
   [[nodiscard]] const df_welcome& welcome() const { return welcome_; }
+  [[nodiscard]] SessionToken token() const { return std::to_array(welcome_.token); }
   [[nodiscard]] bool lost() const { return lost_; }
 
   /// Pins `mode`. False: not within the timeout (given up), or lost.
@@ -116,7 +121,8 @@ class RawClient : private fabric::Handler {
 
   explicit RawClient(const RawClientOptions& options) : options_(options) {}
   Status start();
-  Result<std::unique_ptr<fabric::Connection>> connect_as(df_role role, std::uint64_t session);
+  Result<std::unique_ptr<fabric::Connection>> connect_as(df_role role, std::uint64_t session,
+                                                         const SessionToken& token);
   Lock& lock_of(std::uint64_t key);
   void perform(Lock& lock, df_out& out);
   void wake(Lock& lock, std::uint32_t bits);

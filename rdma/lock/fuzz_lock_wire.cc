@@ -11,6 +11,7 @@ extern "C" int LLVMFuzzerTestOneInput(const df_u8 *data, size_t size)
 	df_msg message;
 	df_hello hello;
 	df_welcome welcome;
+	static const df_u8 no_token[DF_TOKEN_BYTES] = {};
 
 	if (df_msg_read(data, length, &message) == DF_CHECK_OK) {
 		if (df_msg_size(message.head.type) != size || std::memcmp(&message, data, size) ||
@@ -19,10 +20,11 @@ extern "C" int LLVMFuzzerTestOneInput(const df_u8 *data, size_t size)
 		      df_msg_from_lockd(message.head.type)))
 			std::abort();
 	}
-	if (df_hello_check(data, length, &hello) == DF_CHECK_OK && hello.magic != DF_WIRE_MAGIC)
+	if (df_hello_check(data, length, &hello) == DF_CHECK_OK &&
+	    (hello.magic != DF_WIRE_MAGIC || (!hello.session && hello.name[15])))
 		std::abort();
 	if (df_welcome_check(data, length, &welcome) == DF_CHECK_OK && !welcome.refusal &&
-	    welcome.slots < DF_BUCKET_SLOTS)
+	    (welcome.slots < DF_BUCKET_SLOTS || df_token_equal(welcome.token, no_token)))
 		std::abort();
 	return 0;
 }

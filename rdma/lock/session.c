@@ -138,6 +138,7 @@ void df_session_begin(struct df_session *session, const struct df_welcome *welco
 	memset(session, 0, sizeof(*session));
 	session->id = welcome->session;
 	session->node = welcome->node;
+	memcpy(session->token, welcome->token, sizeof(session->token));
 	session->give_up_ms = give_up_ms;
 	session->state = DF_SESSION_LIVE;
 	session->connect_at = NEVER;
@@ -195,6 +196,7 @@ static void try_later(struct df_session *session, df_u64 now_ms)
 static int makes_sense(const struct df_session *session, const struct df_welcome *welcome)
 {
 	return welcome->session == session->id && welcome->node == session->node &&
+	       df_token_equal(welcome->token, session->token) &&
 	       welcome->incarnation > session->incarnation && welcome->grace_ms;
 }
 

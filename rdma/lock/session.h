@@ -33,8 +33,9 @@
  * lockd's restart: a new incarnation (on disk, raised by each start), an empty table, a list of sessions from disk, grace
  *   grace     lasts until every listed session said Reclaimed or Bye, and one lease + 20 % at most (of the longest lease that a listed session
  *             was told). A Hello for a new session is refused (GRACE, come again), one that names a session which is not listed, or which
- *             came already in this incarnation, with SESSION. A listed session's Hello names it and is accepted with Welcome.grace_ms != 0: same session id, same node id,
- *             new incarnation.
+ *             came already in this incarnation, or that has not its token (wire.h), with SESSION. A listed session's Hello names it and is accepted
+ *             with Welcome.grace_ms != 0: same session id, same node id, same token, new incarnation. The tokens are on lockd's disk with the
+ *             list; a list of before there were tokens has nobody who can come back: all of it is fenced.
  *   re-assert the client takes each lock that it holds in the new table by the ordinary chains, never asking (df_lock_reassert), and
  *             sends its file locks again (DF_FILE_RECLAIM); then Reclaimed. A lock that cannot be had again (only a liar's can
  *             conflict) is lost as if its session were: errors once for what is dirty below it.
@@ -111,7 +112,7 @@ struct df_session_out {
 	df_u8 reassert; /* 1: df_lock_reassert for every lock, file locks, then df_session_reasserted */
 	df_u8 resume; /* 1: df_lock_resume for every lock */
 	df_u8 renew;  /* 1: WRITE renew_value to the lease word; df_session_renewed when complete */
-	df_u8 connect; /* 1: connect with Hello.session = this session; answer by welcome or unreachable */
+	df_u8 connect; /* 1: connect with a Hello of this id and token; answer by welcome or unreachable */
 	df_u8 reclaimed; /* 1: send Reclaimed */
 	df_u8 reserved[7];
 	df_u64 renew_value;
@@ -132,7 +133,8 @@ struct df_session {
 	df_u64 cut_at;	      /* when the connection ended */
 	df_u32 connect_pause_ms;
 	df_u32 node;
-	df_u8 state; /* enum df_session_state */
+	df_u8 token[DF_TOKEN_BYTES]; /* id, node and token never change */
+	df_u8 state;		     /* enum df_session_state */
 	df_u8 renewing;
 	df_u8 suspected; /* SUSPECT was given out and TRUST was not */
 	df_u8 loss;

@@ -27,6 +27,7 @@ df_welcome welcome(df_u64 incarnation, df_u32 grace_ms, df_u32 refusal = DF_ACCE
 	result.lease_ms = kLease;
 	result.lease_offset = 4096;
 	result.grace_ms = grace_ms;
+	std::memset(result.token, 0x5a, sizeof(result.token));
 	return result;
 }
 

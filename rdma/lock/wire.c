@@ -210,6 +210,24 @@ int df_msg_slot_in(const struct df_msg_head *head, df_u32 slots)
 	}
 }
 
+void df_hello_join(struct df_hello *hello, df_u32 role, df_u64 session, const df_u8 *token)
+{
+	hello->role = role;
+	hello->session = session;
+	memcpy(hello->token, token, sizeof(hello->token));
+}
+
+int df_token_equal(const df_u8 *a, const df_u8 *b)
+{
+	/* volatile: no look may be left out because of what an earlier one showed */
+	const volatile df_u8 *one = a, *other = b;
+	df_u32 i, differ = 0;
+
+	for (i = 0; i < DF_TOKEN_BYTES; i++)
+		differ |= (df_u32)(one[i] ^ other[i]);
+	return differ == 0;
+}
+
 int df_hello_check(const void *bytes, df_u32 length, struct df_hello *hello)
 {
 	memset(hello, 0, sizeof(*hello));
@@ -222,25 +240,45 @@ int df_hello_check(const void *bytes, df_u32 length, struct df_hello *hello)
 		return DF_CHECK_VERSION;
 	if ((hello->role != DF_ROLE_CONTROL && hello->role != DF_ROLE_LANE) ||
 	    (hello->role == DF_ROLE_LANE && hello->session == 0) ||
-	    hello->name[sizeof(hello->name) - 1])
+	    (hello->session == 0 && hello->name[sizeof(hello->name) - 1]))
 		return DF_CHECK_FIELD;
 	return DF_CHECK_OK;
 }
 
+/* The head that Welcomes of all versions have. */
+static int welcome_version(const void *bytes, df_u32 length, struct df_welcome *welcome)
+{
+	struct {
+		df_u64 magic;
+		df_u32 version;
+		df_u32 refusal;
+	} head;
+
+	if (length < sizeof(head))
+		return DF_CHECK_SHORT;
+	memcpy(&head, bytes, sizeof(head));
+	if (head.magic != DF_WIRE_MAGIC)
+		return DF_CHECK_MAGIC;
+	welcome->version = head.version;
+	return head.version == DF_WIRE_VERSION ? DF_CHECK_OK : DF_CHECK_VERSION;
+}
+
 int df_welcome_check(const void *bytes, df_u32 length, struct df_welcome *welcome)
 {
+	static const df_u8 no_token[DF_TOKEN_BYTES];
+	int check;
+
 	memset(welcome, 0, sizeof(*welcome));
+	check = welcome_version(bytes, length, welcome);
+	if (check != DF_CHECK_OK)
+		return check;
 	if (length < sizeof(*welcome))
 		return DF_CHECK_SHORT;
 	memcpy(welcome, bytes, sizeof(*welcome));
-	if (welcome->magic != DF_WIRE_MAGIC)
-		return DF_CHECK_MAGIC;
-	if (welcome->version != DF_WIRE_VERSION)
-		return DF_CHECK_VERSION;
 	if (welcome->refusal)
 		return welcome->refusal <= DF_REFUSED_MALFORMED ? DF_CHECK_OK : DF_CHECK_FIELD;
 	if (welcome->node < DF_NODE_MIN || welcome->node > DF_NODE_MAX || !welcome->session ||
-	    !welcome->buckets || !welcome->asks)
+	    !welcome->buckets || !welcome->asks || df_token_equal(welcome->token, no_token))
 		return DF_CHECK_FIELD;
 	if ((df_u64)welcome->buckets * DF_BUCKET_SLOTS + welcome->overflow != welcome->slots)
 		return DF_CHECK_FIELD;

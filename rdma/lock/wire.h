@@ -5,7 +5,7 @@
  * Parties: a client's control connection, in order, both ways. Lanes (one-sided operations only) carry none.
  *
  *   connect data    Hello              client -> lockd, role control (session 0: a new one; else: to re-assert, session.h) or lane (its session)
- *   accept data     Welcome            lockd -> client
+ *   accept data     Welcome            lockd -> client; the first one of a session gives it its token
  *   lock            Ask, Released, Find, Glimpse, Glimpsed, State, Cancel     client -> lockd
  *                   Grant, Revoke, Found, GlimpseReply, Glimpse, Freeze, Thaw lockd -> client
  *   file locks      FileLock, FileUnlock, FileTest, FileCancel                client -> lockd
@@ -18,6 +18,15 @@
  * Revoke, Freeze, Glimpse (from lockd): lockd's number, echoed by Released, State, Glimpsed; a Released with seq n answers every
  * Revoke up to n for that slot; seq 0 answers none (a wake-up). Glimpsed likewise.
  *
+ * Token: 16 random bytes that lockd makes for each session and keeps with it, also over its restart. Every later Hello that names the session
+ * repeats them; any other is refused with SESSION, and the session does not notice. For session ids are no secret (lockd's status shows
+ * them, requests to storageds carry them), and whoever may name a session in a Hello can post in its name, or take its place in grace. No clock
+ * and no counter is in it: nothing that a client sees says anything about another's. It travels in the clear: who listens in on the network
+ * is not kept out.
+ *
+ * A Hello has room for the mount's name or a token, not for both: rdma_cm leaves a user 56 bytes. Only a Hello without a session brings
+ * a name; lockd keeps it.
+ *
  * Limits: every message has one fixed size; nothing is optional. Reserved bytes are 0. A receiver drops a peer whose
  * message df_msg_read refuses.
  */
@@ -29,8 +38,9 @@
 DF_BEGIN_C
 
 #define DF_WIRE_MAGIC 0x6b636f4c53554644ull /* "DFUSLock" */
-#define DF_WIRE_VERSION 2u
+#define DF_WIRE_VERSION 3u
 #define DF_CLUSTER_ID_BYTES 16
+#define DF_TOKEN_BYTES 16
 
 enum df_role { DF_ROLE_CONTROL = 1, DF_ROLE_LANE = 2 };
 
@@ -40,8 +50,9 @@ enum df_refusal {
 	DF_REFUSED_VERSION = 1, /* Welcome.version is lockd's */
 	DF_REFUSED_CLUSTER = 2,
 	DF_REFUSED_NO_NODE_ID = 3, /* too many sessions, or too many died in this incarnation */
-	DF_REFUSED_SESSION = 4,	   /* a session that is not there, or not any more: it was fenced */
-	DF_REFUSED_GRACE = 5,	   /* a new session while others re-assert: come again */
+	DF_REFUSED_SESSION =
+		4, /* a session that is not there, or not any more: it was fenced; or not its token */
+	DF_REFUSED_GRACE = 5, /* a new session while others re-assert: come again */
 	DF_REFUSED_MALFORMED = 6,
 };
 
@@ -51,7 +62,10 @@ struct df_hello {
 	df_u32 role;
 	df_u8 cluster[DF_CLUSTER_ID_BYTES];
 	df_u64 session; /* lane: of the control connection; control: 0, or the session to re-assert */
-	df_u8 name[16]; /* control: of the mount, NUL-padded, for lockd's status */
+	union {
+		df_u8 name[16]; /* session 0: of the mount, NUL-padded, for lockd's status */
+		df_u8 token[DF_TOKEN_BYTES]; /* else: of that session */
+	};
 };
 DF_STATIC_ASSERT(sizeof(struct df_hello) == 56, "connect private data");
 
@@ -70,8 +84,9 @@ struct df_welcome {
 	df_u64 lease_offset; /* in the region: 8 bytes, WRITEn with any new value to renew */
 	df_u32 grace_ms; /* 0: go ahead; else: re-assert within it, take nothing new until Resume */
 	df_u32 reserved;
+	df_u8 token[DF_TOKEN_BYTES]; /* of the session; never all zero */
 };
-DF_STATIC_ASSERT(sizeof(struct df_welcome) == 72, "accept private data, at most 136");
+DF_STATIC_ASSERT(sizeof(struct df_welcome) == 88, "accept private data, at most 136");
 
 enum df_msg_type {
 	DF_MSG_ASK = 1,
@@ -268,9 +283,16 @@ void df_msg_init(union df_msg *message, df_u32 type, df_u32 slot, df_u64 key, df
 const char *df_msg_name(df_u32 type);
 const char *df_check_text(int check);
 
+/* Makes a Hello name a session: `role` is a lane of it, or control to re-assert it. The mount's name goes. */
+void df_hello_join(struct df_hello *hello, df_u32 role, df_u64 session, const df_u8 *token);
+/* Whether two tokens are the same; takes as long wherever they differ. */
+int df_token_equal(const df_u8 *a, const df_u8 *b);
 /* A Hello of another version passes with DF_CHECK_VERSION, so that lockd can say which one it speaks. */
 int df_hello_check(const void *bytes, df_u32 length, struct df_hello *hello);
-/* Geometry is checked too: sums fit, slots = buckets * 8 + overflow. DF_CHECK_VERSION: version is filled in. */
+/*
+ * Geometry is checked too: sums fit, slots = buckets * 8 + overflow. DF_CHECK_VERSION: version is filled in, nothing else is; a Welcome of
+ * another version may have another length.
+ */
 int df_welcome_check(const void *bytes, df_u32 length, struct df_welcome *welcome);
 
 DF_END_C
