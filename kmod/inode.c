@@ -53,6 +53,7 @@ int dfs_apply_attr(struct inode *inode, const struct fuse_attr *attr)
 	spin_lock(&dfs->spin);
 	dfs_take_attr(inode, attr);
 	set_bit(DFS_ATTRS, &dfs->flags);
+	clear_bit(DFS_TIMES_OLD, &dfs->flags);
 	spin_unlock(&dfs->spin);
 	return 0;
 }
@@ -130,14 +131,12 @@ void dfs_inode_distrust(struct inode *inode)
 	forget_all_cached_acls(inode);
 }
 
-int dfs_refresh(struct inode *inode, struct dfs_pins *pins)
+static int dfs_ask_attrs(struct inode *inode, struct dfs_pins *pins)
 {
 	const struct fuse_attr_out *out;
 	struct dfs_request *request;
 	int error;
 
-	if (test_bit(DFS_ATTRS, &dfs_i(inode)->flags))
-		return 0;
 	request = dfs_request_new(dfs_c(inode), FUSE_GETATTR, inode->i_ino,
 				  sizeof(struct fuse_getattr_in), sizeof(*out), true);
 	if (!request)
@@ -153,6 +152,17 @@ int dfs_refresh(struct inode *inode, struct dfs_pins *pins)
 	return error;
 }
 
+int dfs_refresh(struct inode *inode, struct dfs_pins *pins)
+{
+	return test_bit(DFS_ATTRS, &dfs_i(inode)->flags) ? 0 : dfs_ask_attrs(inode, pins);
+}
+
+static int dfs_refresh_all(struct inode *inode, struct dfs_pins *pins)
+{
+	return test_bit(DFS_TIMES_OLD, &dfs_i(inode)->flags) ? dfs_ask_attrs(inode, pins)
+							     : dfs_refresh(inode, pins);
+}
+
 int dfs_getattr(struct user_namespace *userns, const struct path *path, struct kstat *stat,
 		u32 mask, unsigned int query)
 {
@@ -160,11 +170,12 @@ int dfs_getattr(struct user_namespace *userns, const struct path *path, struct k
 	struct dfs_pins pins;
 	int error = 0;
 
-	if (!(query & AT_STATX_DONT_SYNC) && !dfs_attrs_usable(inode)) {
+	if (!(query & AT_STATX_DONT_SYNC) &&
+	    (!dfs_attrs_usable(inode) || test_bit(DFS_TIMES_OLD, &dfs_i(inode)->flags))) {
 		error = dfs_pin(&pins, inode, DF_S);
 		if (error)
 			return error;
-		error = dfs_refresh(inode, &pins);
+		error = dfs_refresh_all(inode, &pins);
 		dfs_unpin(&pins);
 	}
 	if (error)

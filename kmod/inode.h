@@ -24,7 +24,8 @@ struct dfs_mount {
 };
 
 enum dfs_inode_flag {
-	DFS_ATTRS = 0,	 /* attributes are of the present hold of the cluster lock */
+	DFS_ATTRS = 0,	 /* attributes are of the present hold of the cluster lock, but for what DFS_TIMES_OLD says */
+	DFS_TIMES_OLD,	 /* the server has changed times and links, and a directory's size, at our request */
 	DFS_ATTRS_DIRTY, /* size or times are newer here than at the server (under X) */
 	DFS_CHANGED, /* something changed under this hold of X: the value block is due with the release */
 	DFS_NO_CAPS,	/* no security.capability, under this hold */
@@ -65,7 +66,7 @@ static inline struct dfs_connection *dfs_c(const struct inode *inode)
 struct inode *dfs_iget(struct super_block *sb, const struct fuse_attr *attr);
 /* Attributes from the server, under the pin that makes them true: sets DFS_ATTRS. Keeps size and times that are dirty here. */
 int dfs_apply_attr(struct inode *inode, const struct fuse_attr *attr);
-/* Attributes, if they are not of this hold: one request. Under a pin of S or X. */
+/* Attributes, if they are not of this hold: one request. Under a pin of S or X. DFS_TIMES_OLD stays. */
 int dfs_refresh(struct inode *inode, struct dfs_pins *pins);
 /* Whether attributes may be used now, without a pin: S or X held, trusted, DFS_ATTRS. */
 bool dfs_attrs_usable(const struct inode *inode);

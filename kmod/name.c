@@ -115,6 +115,27 @@ static int dfs_name_again(struct dentry *dentry, struct inode *dir)
 	return same;
 }
 
+/*
+ * Whether a name still means what the VFS has found, for what will be done to it under the pin on X of `dir` and i_rwsem: another node may have been
+ * there between. -ESTALE: it does not, and the VFS looks it up again.
+ */
+static int dfs_confirm_name(struct dentry *dentry, struct inode *dir, struct dfs_pins *pins)
+{
+	const struct inode *inode = d_inode(dentry);
+	struct fuse_entry_out entry;
+	int error;
+
+	if (dentry->d_time == READ_ONCE(dfs_i(dir)->names))
+		return 0;
+	error = dfs_ask_name(dir, &dentry->d_name, pins, &entry);
+	if (error && error != -ENOENT)
+		return error;
+	if (error ? inode != NULL : !inode || inode->i_ino != entry.nodeid)
+		return -ESTALE;
+	dfs_believe(dentry, dir);
+	return 0;
+}
+
 static int dfs_revalidate(struct dentry *dentry, unsigned int flags)
 {
 	struct dentry *parent;
@@ -141,7 +162,7 @@ const struct dentry_operations dfs_dentry_operations = {
 /* What changed in the directory itself (times, size, nlink) the server knows. Under the pin on X. */
 static void dfs_directory_changed(struct inode *dir)
 {
-	clear_bit(DFS_ATTRS, &dfs_i(dir)->flags);
+	set_bit(DFS_TIMES_OLD, &dfs_i(dir)->flags);
 	set_bit(DFS_CHANGED, &dfs_i(dir)->flags);
 }
 
@@ -182,30 +203,30 @@ static int dfs_make(struct inode *dir, struct dentry *dentry, struct dfs_request
 			d_drop(dentry);
 		} else {
 			dfs_believe(dentry, dir);
-			d_instantiate(dentry, inode);
+			if (d_in_lookup(dentry))
+				d_add(dentry, inode);
+			else
+				d_instantiate(dentry, inode);
 		}
-	} else if (error == -EEXIST) {
+	} else if (error == -EEXIST && !d_in_lookup(dentry)) {
 		d_drop(dentry); /* it was believed to be negative */
 	}
 	dfs_request_put(request);
 	return error;
 }
 
-static int dfs_mknod(struct user_namespace *userns, struct inode *dir, struct dentry *dentry,
-		     umode_t mode, dev_t device)
+/* Under the pin on X of `dir`. */
+static int dfs_make_node(struct inode *dir, struct dentry *dentry, umode_t mode, dev_t device,
+			 struct dfs_pins *pins)
 {
 	struct posix_acl *inherited = NULL, *access = NULL;
 	struct dfs_request *request;
 	struct fuse_mknod_in *in;
-	struct dfs_pins pins;
 	int error;
 
-	error = dfs_pin(&pins, dir, DF_X);
-	if (error)
-		return error;
 	error = posix_acl_create(dir, &mode, &inherited, &access);
 	if (error)
-		goto out;
+		return error;
 	request = dfs_name_request(dir, FUSE_MKNOD, sizeof(*in), &dentry->d_name,
 				   sizeof(struct fuse_entry_out));
 	if (!IS_ERR(request)) {
@@ -213,12 +234,23 @@ static int dfs_mknod(struct user_namespace *userns, struct inode *dir, struct de
 		in->mode = mode;
 		in->rdev = new_encode_dev(device);
 	}
-	error = dfs_make(dir, dentry, request, &pins, mode & S_IFMT);
+	error = dfs_make(dir, dentry, request, pins, mode & S_IFMT);
 	if (!error)
 		error = dfs_set_made_acls(d_inode(dentry), inherited, access);
-out:
 	posix_acl_release(inherited);
 	posix_acl_release(access);
+	return error;
+}
+
+static int dfs_mknod(struct user_namespace *userns, struct inode *dir, struct dentry *dentry,
+		     umode_t mode, dev_t device)
+{
+	struct dfs_pins pins;
+	int error = dfs_pin(&pins, dir, DF_X);
+
+	if (error)
+		return error;
+	error = dfs_make_node(dir, dentry, mode, device, &pins);
 	dfs_unpin(&pins);
 	return error;
 }
@@ -227,6 +259,69 @@ static int dfs_create(struct user_namespace *userns, struct inode *dir, struct d
 		      umode_t mode, bool exclusive)
 {
 	return dfs_mknod(userns, dir, dentry, mode | S_IFREG, 0);
+}
+
+/* A name that another node has made meanwhile. Under the pin on X of `dir`. NULL, or the dentry to use in place of this one. */
+static struct dentry *dfs_find_made(struct inode *dir, struct dentry *dentry, struct dfs_pins *pins)
+{
+	struct fuse_entry_out entry;
+	struct dentry *alias;
+	int error = dfs_ask_name(dir, &dentry->d_name, pins, &entry);
+
+	if (error)
+		return ERR_PTR(error == -ENOENT ? -ESTALE : error);
+	if (!d_in_lookup(dentry))
+		d_drop(dentry);
+	dfs_believe(dentry, dir);
+	alias = d_splice_alias(dfs_iget(dir->i_sb, &entry.attr), dentry);
+	if (!IS_ERR_OR_NULL(alias))
+		dfs_believe(alias, dir);
+	return alias;
+}
+
+/*
+ * Opens that may make the file. Where this node modifies the directory already (X is held), the server is asked to make it, once; else the name is
+ * looked up first, under S: most opens with O_CREAT of many nodes find the file that one of them has made.
+ */
+static int dfs_atomic_open(struct inode *dir, struct dentry *dentry, struct file *file,
+			   unsigned int flags, umode_t mode)
+{
+	struct dentry *found = NULL;
+	struct dfs_pins pins;
+	int error;
+
+	if (dentry->d_name.len > DFS_NAME_MAX)
+		return -ENAMETOOLONG;
+	if (d_in_lookup(dentry) &&
+	    (!(flags & O_CREAT) || !dfs_lock_covers(dfs_i(dir)->lock, DF_X))) {
+		found = dfs_lookup(dir, dentry, 0);
+		if (IS_ERR(found))
+			return PTR_ERR(found);
+		if (found)
+			dentry = found;
+	}
+	if (!(flags & O_CREAT) || d_really_is_positive(dentry))
+		return finish_no_open(file, found);
+	error = dfs_pin(&pins, dir, DF_X);
+	if (!error) {
+		error = dfs_make_node(dir, dentry, mode, 0, &pins);
+		if (error == -EEXIST && !(flags & O_EXCL)) {
+			struct dentry *alias = dfs_find_made(dir, dentry, &pins);
+
+			dfs_unpin(&pins);
+			if (!alias)
+				return finish_no_open(file, found);
+			dput(found);
+			return IS_ERR(alias) ? PTR_ERR(alias) : finish_no_open(file, alias);
+		}
+		dfs_unpin(&pins);
+	}
+	if (!error) {
+		file->f_mode |= FMODE_CREATED;
+		error = finish_open(file, dentry, NULL);
+	}
+	dput(found);
+	return error;
 }
 
 static int dfs_mkdir(struct user_namespace *userns, struct inode *dir, struct dentry *dentry,
@@ -346,13 +441,15 @@ static int dfs_remove(struct inode *dir, struct dentry *dentry, u32 opcode)
 	error = dfs_pin_all(&pins, DF_X, both, 2);
 	if (error)
 		return error;
-	error = opcode == FUSE_UNLINK ? dfs_register_open(inode, &pins) : 0;
+	error = dfs_confirm_name(dentry, dir, &pins);
+	if (!error && opcode == FUSE_UNLINK)
+		error = dfs_register_open(inode, &pins);
 	if (!error)
 		error = dfs_call_and_put(dfs_name_request(dir, opcode, 0, &dentry->d_name, 0),
 					 &pins);
 	if (!error) {
 		dfs_directory_changed(dir);
-		clear_bit(DFS_ATTRS, &dfs_i(inode)->flags);
+		set_bit(DFS_TIMES_OLD, &dfs_i(inode)->flags);
 		if (opcode == FUSE_RMDIR)
 			clear_nlink(inode);
 		else if (inode->i_nlink)
@@ -410,7 +507,9 @@ static int dfs_rename(struct user_namespace *userns, struct inode *dir, struct d
 	error = dfs_pin_all(&pins, DF_X, all, ARRAY_SIZE(all));
 	if (error)
 		return error;
-	error = dfs_flush_attrs(inode);
+	error = dfs_confirm_name(dentry, dir, &pins);
+	error = error ? error : dfs_confirm_name(new_dentry, new_dir, &pins);
+	error = error ? error : dfs_flush_attrs(inode);
 	if (!error && replaced && S_ISREG(replaced->i_mode) && !(flags & RENAME_EXCHANGE))
 		error = dfs_register_open(replaced, &pins);
 	if (!error)
@@ -420,13 +519,13 @@ static int dfs_rename(struct user_namespace *userns, struct inode *dir, struct d
 	if (!error) {
 		dfs_directory_changed(dir);
 		dfs_directory_changed(new_dir);
-		clear_bit(DFS_ATTRS, &dfs_i(inode)->flags);
+		set_bit(DFS_TIMES_OLD, &dfs_i(inode)->flags);
 		/* The VFS moves the dentry (with d_move or d_exchange) after us: it is believed where it comes to be. */
 		dfs_believe(dentry, new_dir);
 		if (flags & RENAME_EXCHANGE)
 			dfs_believe(new_dentry, dir);
 		if (replaced) {
-			clear_bit(DFS_ATTRS, &dfs_i(replaced)->flags);
+			set_bit(DFS_TIMES_OLD, &dfs_i(replaced)->flags);
 			if (!(flags & RENAME_EXCHANGE) && replaced->i_nlink) {
 				if (S_ISDIR(replaced->i_mode))
 					clear_nlink(replaced);
@@ -474,6 +573,7 @@ static const char *dfs_get_link(struct dentry *dentry, struct inode *inode,
 
 const struct inode_operations dfs_directory_inode_operations = {
 	.lookup = dfs_lookup,
+	.atomic_open = dfs_atomic_open,
 	.create = dfs_create,
 	.mknod = dfs_mknod,
 	.mkdir = dfs_mkdir,

@@ -118,6 +118,11 @@ TemporaryFolder::~TemporaryFolder() {
   if (error) ADD_FAILURE() << "left behind: " << path_ << ": " << error.message();
 }
 
+bool in_kernel() {
+  const char* coherence = std::getenv("DISTFUSE_TEST_COHERENCE");
+  return coherence != nullptr && std::string(coherence) == "kernel";
+}
+
 Cluster::Cluster(const ClusterOptions& options) : options_(options) {
   for (unsigned i = 0; i < options.mounts; ++i) {
     mounts_.push_back(folder_.path() + "/mount-" + std::to_string(i));

@@ -43,6 +43,9 @@ struct ClusterOptions {
   std::chrono::milliseconds lease{0};  ///< 0: the default of `distfuse up`.
 };
 
+/// Whether the tests run on mounts of mode `kernel` (DISTFUSE_TEST_COHERENCE).
+[[nodiscard]] bool in_kernel();
+
 class Cluster {
  public:
   /// Brings it up; a failure is a test failure (see ok()).
