@@ -24,8 +24,9 @@ struct dfs_mount {
 };
 
 enum dfs_inode_flag {
-	DFS_ATTRS = 0,	 /* attributes are of the present hold of the cluster lock, but for what DFS_TIMES_OLD says */
-	DFS_TIMES_OLD,	 /* the server has changed times and links, and a directory's size, at our request */
+	DFS_ATTRS =
+		0, /* attributes are of the present hold of the cluster lock, but for what DFS_TIMES_OLD says */
+	DFS_TIMES_OLD, /* the server has changed times and links, and a directory's size, at our request */
 	DFS_ATTRS_DIRTY, /* size or times are newer here than at the server (under X) */
 	DFS_CHANGED, /* something changed under this hold of X: the value block is due with the release */
 	DFS_NO_CAPS,	/* no security.capability, under this hold */
