@@ -70,6 +70,7 @@ class Cluster:
             self._program("distfuse"), "up", "--root", ROOT, "--storage", str(options.storage),
             "--fabric", options.fabric, "--device", "rxe0" if options.fabric == "verbs" else options.data_device,
             "--data-device", options.data_device, "--address", first.address, "--lease", options.lease,
+            "--coherence", options.coherence,
         ]  # fmt: skip
         for mount in self.mounts():
             words += ["--mount", mount]
@@ -136,7 +137,7 @@ lease_ms = {lease_ms}
         await guest.output_of(["mkdir", "-p", f"{ROOT}/run"])
         for number, mount in enumerate(self.mounts()):
             await guest.output_of([
-                self._program("distfuse"), "mount", "--config", CONFIG, "--name", f"{guest.name}:{number}",
+                self._program("distfuse"), "mount", "--config", CONFIG, "--coherence", self._options.coherence, "--name", f"{guest.name}:{number}",
                 "--log-file", f"/run/vm/logs/mount-{number}.log", "--admin-socket", f"{ROOT}/run/mount-{number}.sock", mount,
             ], 120)  # fmt: skip
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel the guests boot: the distribution's, found or fetched without installing it; or the debug kernel of a cache."""
+"""Which kernel the guests boot: the distribution's, found or fetched without installing it; or the debug kernel of a cache. And
+the tree that modules are built against."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ class Kernel:
     release: str
     image: Path
     modules: Path
+    debug: bool = False
 
 
 def debug_kernel() -> Kernel:
@@ -30,8 +32,25 @@ def debug_kernel() -> Kernel:
     folder = Path(cache) / "kernel-debug"
     image, modules = folder / "bzImage", folder / "modules"
     if not image.exists() or not (modules / "modules.dep").exists():
-        raise VmError(f"no debug kernel in {folder} (bzImage and modules/modules.dep)", EXIT_USAGE)
-    return Kernel("debug", image, modules)
+        raise VmError(f"no debug kernel in {folder}: scripts/vm-kernel makes it", EXIT_USAGE)
+    return Kernel((folder / "release").read_text(encoding="ascii").strip(), image, modules, True)
+
+
+def build_tree(kernel: Kernel, cache: Path) -> Path:
+    """What a module of this kernel is built against. Raises VmError.
+
+    Of the debug kernel its own build; of the distribution's the package with its headers, installed, or fetched and unpacked below
+    `cache`: package lists that were renewed since the machine was set up name a newer kernel than its headers.
+    """
+    if kernel.debug:
+        return kernel.modules.parent / "build"
+    for root in (Path("/"), cache / f"headers-{kernel.release}"):
+        tree = root / "usr" / "src" / f"linux-headers-{kernel.release}"
+        if (tree / "Module.symvers").exists():
+            return tree
+    if tree := _fetch_headers(cache, kernel.release):
+        return tree
+    raise VmError(f"no headers of {kernel.release}: apt-get install linux-headers-{kernel.release}")
 
 
 def distribution_kernel(cache: Path) -> Kernel:
@@ -99,15 +118,43 @@ def _fetch(cache: Path, release: str) -> Kernel | None:
             return ready
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             os.chmod(folder, 0o755)  # apt fetches as a user of its own
-            fetched = subprocess.run(
-                ["apt-get", "download", "-qq", f"linux-image-{release}"], cwd=folder, capture_output=True, check=False
-            )
-            packages = list(Path(folder).glob("*.deb"))
-            if fetched.returncode != 0 or not packages:
-                return None
             root = Path(folder) / "root"
-            subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(root)], check=True)
+            if not _download([f"linux-image-{release}"], Path(folder), root):
+                return None
             subprocess.run(["/sbin/depmod", "-b", str(root), release], check=True)
             shutil.rmtree(cache / release, ignore_errors=True)
             root.rename(cache / release)
     return _unpacked(cache, release)
+
+
+def _download(names: list[str], folder: Path, root: Path) -> bool:
+    """Fetches packages into `folder` and unpacks them into `root`. Whether that worked."""
+    words = ["apt-get", "download", "-qq", *names]
+    fetched = subprocess.run(words, cwd=folder, capture_output=True, check=False)
+    packages = list(folder.glob("*.deb"))
+    if fetched.returncode != 0 or len(packages) != len(names):
+        return False
+    for package in packages:
+        subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
+    return True
+
+
+def _fetch_headers(cache: Path, release: str) -> Path | None:
+    """The build tree from its packages. None: they cannot be fetched."""
+    cache.mkdir(parents=True, exist_ok=True)
+    common = release.removesuffix("-amd64") + "-common"
+    target = cache / f"headers-{release}"
+    tree = Path("usr") / "src" / f"linux-headers-{release}"
+    with open(cache / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            os.chmod(folder, 0o755)  # apt fetches as a user of its own
+            root = Path(folder) / "root"
+            names = [f"linux-headers-{release}", f"linux-headers-{common}", "linux-kbuild-6.1"]
+            if not _download(names, Path(folder), root):
+                return None
+            # It names the other package by its installed path.
+            (root / tree / "Makefile").write_text(f"include {target}/usr/src/linux-headers-{common}/Makefile\n", encoding="ascii")
+            shutil.rmtree(target, ignore_errors=True)
+            root.rename(target)
+    return target / tree

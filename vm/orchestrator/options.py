@@ -35,7 +35,8 @@ def _add_guests(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--nodes", type=int, default=1, metavar="N", help="guests (1 to 16; default 1)")
     add("--mounts", type=int, default=1, metavar="M", help="mounts on each guest (0: no cluster; default 1)")
-    add("--coherence", choices=("user", "kernel"), default="user", help="mode of the mounts (default user)")
+    add("--coherence", choices=("user", "kernel"), default="user", help="mode of the mounts; kernel loads distfuse.ko (default user)")
+    add("--module", type=Path, metavar="FILE", help="the distfuse.ko to load instead of the build's")
     add("--cpus", type=int, default=1, metavar="C", help="processors of a guest (default 1; more are slower under TCG)")
     add("--mem", type=int, default=2048, metavar="MB", help="memory of a guest (default 2048)")
     add("--kernel", choices=("stock", "debug"), default="stock", help="Debian's (default), or the debug kernel of the cache")
@@ -94,8 +95,6 @@ def _check(options: argparse.Namespace) -> None:
         raise VmError("no COMMAND: scripts/vm run ... -- COMMAND", EXIT_USAGE)
     if options.boot_timeout is None:
         options.boot_timeout = 300 if options.kernel == "debug" else 60
-    if options.coherence == "kernel":
-        raise VmError("--coherence kernel: the kernel module is not built yet; use --coherence user", EXIT_USAGE)
     for name, low, high in (("nodes", 1, 16), ("mounts", 0, 64), ("cpus", 1, 64), ("storage", 1, 64)):
         if not low <= getattr(options, name) <= high:
             raise VmError(f"--{name} must be from {low} to {high}", EXIT_USAGE)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import initramfs, kernel, watch
+from . import initramfs, kernel, module, watch
 from .cluster import Cluster
 from .control import Server
 from .errors import EXIT_DIRTY, EXIT_INTERRUPTED, EXIT_TIMEOUT, GuestLost, VmError
@@ -41,6 +41,7 @@ class Run:
         self._faults: Faults | None = None
         self._server = Server(self, folder.name)
         self._before: list[watch.State] = []
+        self._loaded = False
         self._allowed = watch.Allowed.load(VM / "allowed_warnings")
         self._allowed.patterns.extend(re.compile(text) for text in options.allow)
         self._told_down = asyncio.Event()
@@ -72,6 +73,7 @@ class Run:
         return {
             "PATH": f"{self.programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "DISTFUSE_MOUNTS": " ".join(mounts),
+            "DISTFUSE_TEST_COHERENCE": self.options.coherence,
             "DISTFUSE_VM_NODES": " ".join(guest.name for guest in self.guests),
             # mpirun: other guests are reached through their agents; the host file names all guests.
             "OMPI_MCA_plm_rsh_agent": f"{self.programs / 'vm-agent'} rsh",
@@ -92,6 +94,7 @@ class Run:
         """Starts the guests and the cluster. Raises VmError."""
         options = self.options
         chosen = kernel.debug_kernel() if options.kernel == "debug" else kernel.distribution_kernel(CACHE / "kernel")
+        distfuse_ko = module.module_of(chosen, options.module, self.programs, CACHE) if options.coherence == "kernel" else None
         machine = Machine(
             chosen, boot_image(chosen, CACHE), initramfs.build(chosen, VM / "guest" / "first", CACHE),
             self.programs / "vm-agent", options.cpus, options.mem, True, options.strict, options.append,
@@ -110,6 +113,9 @@ class Run:
         self._mark("booted")
         self.report.times["guest's own clock at boot"] = round(max(own), 2)
         self._before = await asyncio.gather(*(watch.state_of(guest) for guest in self.guests))
+        if distfuse_ko:
+            await self._unless_lost(module.load(self.guests, distfuse_ko))
+            self._loaded = True
         if options.mounts > 0:
             self.cluster = Cluster(self.guests, self.programs, options)
             await self._unless_lost(self.cluster.start())
@@ -138,9 +144,13 @@ class Run:
             for guest, before in zip(self.guests, self._before):
                 # Without its servers a cluster cannot end in order.
                 if guest.alive and (not self.cluster or self.cluster.servers_live()):
+                    if self._loaded:
+                        problems += [f"{guest.name}: {what}" for what in await module.unload(guest)]
                     problems += [f"{guest.name}: {what}" for what in await self._left(guest, before)]
         except VmError as error:
             problems.append(f"the cluster does not end in order: {error}")
+            if error.status == EXIT_TIMEOUT:
+                await self.show_hang()
         self.check_kernels()
 
     def check_kernels(self) -> None:
