@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <utility>
@@ -94,14 +95,16 @@ Status ClusterStorage::tell(const LiveSessions& live) {
   const auto all = client_->run(calls);
   Status status;
   for (const auto& call : calls) {
+    const auto who =
+        call.target < data_.size() ? "data target " + data_[call.target] : "meta target " + meta_;
     if (call.error == 0)
       told_[call.target] = call.connection;
+    else if (call.error == ESTALE)
+      return Error{ESTALE, who};
     else if (status.ok())
-      status = Error{call.error,
-                     fmt::format("{}: {}",
-                                 call.target < data_.size() ? "data target " + data_[call.target]
-                                                            : "meta target " + meta_,
-                                 explain(call.error, all.ok() ? "" : all.error().message))};
+      status = Error{
+          call.error,
+          fmt::format("{}: {}", who, explain(call.error, all.ok() ? "" : all.error().message))};
   }
   return status;
 }

@@ -8,8 +8,10 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <random>
+#include <stdexcept>
 #include <thread>
 
 #include "common/admin.h"
@@ -312,6 +314,32 @@ int run_lockd(const std::vector<std::string>& words, std::string* said = nullptr
   const auto line = process.talk().hear(10s);
   if (said != nullptr) *said = line;
   return process.wait(10s);
+}
+
+TEST_F(FaultTest, ALockdWhoseStateWasWipedEndsAndSaysWhatToDo) {
+  start();
+  EXPECT_EQ(cluster_->storage_says(), "lockd 1");
+  cluster_->lockd().kill_hard();
+  cluster_->start_lockd();
+  EXPECT_EQ(cluster_->storage_says(), "lockd 2");
+  cluster_->lockd().kill_hard();
+  const auto state = cluster_->cluster().lockd.state_dir;
+  std::filesystem::remove_all(state);
+  try {
+    cluster_->start_lockd();
+  } catch (const std::runtime_error&) {
+    // It may have ended before it said that it was ready.
+  }
+  EXPECT_EQ(cluster_->lockd().wait(10s), 1);
+  for (const auto& words : {std::string("has seen a later incarnation of lockd than this one, 1"),
+                            "write \"" + cluster_->cluster().id + " NUMBER\""})
+    EXPECT_NE(cluster_->log().find(words), std::string::npos) << cluster_->log();
+  // As it says.
+  std::ofstream(state + "/incarnation") << cluster_->cluster().id << " 2\n";
+  cluster_->start_lockd();
+  EXPECT_EQ(cluster_->storage_says(), "lockd 3");
+  Client a(*cluster_, "a");
+  EXPECT_EQ(a.ask("x"), "ok");
 }
 
 TEST_F(FaultTest, MistakesGetOneClearMessage) {

@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <utility>
 
@@ -18,10 +19,12 @@ void Storage::wait(int wake_fd, std::chrono::milliseconds timeout) {
 }
 
 Fencer::Fencer(std::unique_ptr<Storage> storage, std::function<void(SessionId)> done,
-               std::function<void()> who_lives, std::chrono::milliseconds retry)
+               std::function<void()> who_lives, std::function<void(const std::string&)> over,
+               std::chrono::milliseconds retry)
     : storage_(std::move(storage)),
       done_(std::move(done)),
       who_lives_(std::move(who_lives)),
+      over_(std::move(over)),
       retry_(retry),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   if (!wake_) std::abort();
@@ -92,6 +95,7 @@ void Fencer::teach() {
     return;
   }
   const auto status = storage_->tell(*live);
+  if (!status.ok() && status.error().code == ESTALE) return over_(status.error().message);
   const std::string trouble = status.ok() ? "" : status.error().message;
   if (trouble == trouble_) return;
   if (status.ok())

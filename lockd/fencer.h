@@ -35,7 +35,8 @@ class Storage {
   [[nodiscard]] virtual Status fence(SessionId session) = 0;
   /// Whether some were not told who lives since they were connected, or are not connected.
   [[nodiscard]] virtual bool needs_sessions() { return false; }
-  /// One attempt at all of those; blocks for seconds at most. Error: who was not reached.
+  /// One attempt at all of those; blocks for seconds at most. Error: who was not reached; ESTALE: who knows a later incarnation, above all
+  /// others that were not reached.
   [[nodiscard]] virtual Status tell(const LiveSessions& live) {
     (void)live;
     return {};
@@ -46,9 +47,10 @@ class Storage {
 
 class Fencer {
  public:
-  /// On the fencer thread: `done` once per session; `who_lives` when live() is to be called.
+  /// On the fencer thread: `done` once per session; `who_lives` when live() is to be called; `over` when a storaged (that it names)
+  /// has refused this incarnation: this lockd must end.
   Fencer(std::unique_ptr<Storage> storage, std::function<void(SessionId)> done,
-         std::function<void()> who_lives,
+         std::function<void()> who_lives, std::function<void(const std::string&)> over,
          std::chrono::milliseconds retry = std::chrono::milliseconds(200));
   ~Fencer();  ///< Sessions that still wait stay unfenced.
   Fencer(const Fencer&) = delete;
@@ -74,6 +76,7 @@ class Fencer {
   const std::unique_ptr<Storage> storage_;
   const std::function<void(SessionId)> done_;
   const std::function<void()> who_lives_;
+  const std::function<void(const std::string&)> over_;
   const std::chrono::milliseconds retry_;
   const Descriptor wake_;       ///< eventfd
   std::list<Pending> pending_;  ///< The thread's, as are the two below.

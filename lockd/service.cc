@@ -77,7 +77,10 @@ Status Service::init(std::unique_ptr<Storage> storage, std::unique_ptr<SessionLo
     enter([this, session] { daemon_->fenced(session); });
   };
   const auto who_lives = [this] { enter([this] { fencer_->live(daemon_->live_sessions()); }); };
-  fencer_ = std::make_unique<Fencer>(std::move(storage), fenced, who_lives);
+  const auto over = [this](const std::string& who) {
+    enter([this, who] { incarnation_over(who); });
+  };
+  fencer_ = std::make_unique<Fencer>(std::move(storage), fenced, who_lives, over);
   if (list == nullptr) return {};
   const auto done = [this](SessionChange::Kind kind, SessionId session, bool durable) {
     enter([=, this] { daemon_->recorded(kind, session, durable); });
@@ -244,6 +247,18 @@ void Service::on_completion(fabric::Connection& connection, std::uint64_t cookie
 /// Without its loopback lockd cannot change a word of its table. As if it were killed: clients come back to its next incarnation.
 void Service::table_gone(const Error& reason) {
   spdlog::critical("no way to the lock table any more: {}: ending", reason.message);
+  spdlog::default_logger()->flush();
+  std::_Exit(1);
+}
+
+/// Another lockd has begun since; or this one's state_dir is not the cluster's, and it would give session ids away again. Nobody it
+/// welcomed can be served by the storageds.
+void Service::incarnation_over(const std::string& who) const {
+  spdlog::critical(
+      "{} has seen a later incarnation of lockd than this one, {}: ending. If no other lockd runs, "
+      "this state_dir is new or an old copy: bring the true one back, or write \"{} NUMBER\" into "
+      "its file `incarnation`, with a NUMBER of at least the one that the log of that target names",
+      who, options_.incarnation, options_.cluster_id);
   spdlog::default_logger()->flush();
   std::_Exit(1);
 }

@@ -77,6 +77,7 @@ class Service : private fabric::Handler, private DaemonActions {
                      const Status& status) override;
   void on_disconnect(fabric::Connection& connection, const Error& reason) override;
   [[noreturn]] static void table_gone(const Error& reason);
+  [[noreturn]] void incarnation_over(const std::string& who) const;
 
   void post(std::uint64_t cookie, const df_chain& chain) override;
   void send(ConnectionId connection, std::span<const std::byte> message) override;

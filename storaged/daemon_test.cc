@@ -541,5 +541,26 @@ TEST_F(StoragedTest, NobodyIsServedBeforeLockdHasToldWhoLives) {
   EXPECT_EQ(over->call(rpc::Lookup{rpc::kRootIno, "file"}, 0, 0).error().code, rpc::kFenced);
 }
 
+TEST_F(StoragedTest, AnIncarnationOfLockdThatIsOverIsRefusedAfterARestartToo) {
+  start_all();
+  teach({7, rpc::SessionId{7} << 32, {}});
+  auto lockd = client(rpc::Role::lockd, 0);
+  // Data targets know it by whom they fenced.
+  const auto fenced = (rpc::SessionId{7} << 32) + 4;
+  for (std::uint32_t target = 0; target < 2; ++target)
+    ASSERT_EQ(run(*lockd, data_call(DataOp::fence, target, fenced, 0)), 0);
+  lockd.reset();
+  kill_all();
+  both_ = launch("both");
+  data_ = launch("data");
+  ASSERT_NE(both_->first_line(), "");
+  ASSERT_NE(data_->first_line(), "");
+  teach({1, rpc::SessionId{1} << 32, {}}, ESTALE);  // Its state was wiped.
+  EXPECT_TRUE(nlohmann::json::parse(*admin_query(admin_path("both"), "status"))["meta"]["learning"]
+                  .get<bool>());
+  teach({rpc::SessionId{1} << 32, 0, {}}, ESTALE);  // No lockd counts so far.
+  teach({8, rpc::SessionId{8} << 32, {}});
+}
+
 }  // namespace
 }  // namespace distfuse::storaged

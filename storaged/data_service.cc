@@ -19,6 +19,7 @@ void DataService::start(rpc::Server& server, std::unique_ptr<ChunkStore> store,
   server_ = &server;
   store_ = std::move(store);
   fenced_ = std::move(fenced);
+  living_ = LivingSessions(fenced_->incarnation());
   worker_ = std::make_unique<WorkerThread>();
 }
 
@@ -255,8 +256,7 @@ void DataService::persist(Fence fence) {
 void DataService::on_sessions(rpc::Sessions&& sessions, rpc::DataResponder responder) {
   const bool first = living_.learning();
   if (!living_.learn(sessions)) {
-    spdlog::warn("lockd of incarnation {} is over, {} runs: its list of sessions is refused",
-                 sessions.incarnation, living_.incarnation());
+    spdlog::error("data: {}", living_.refusal(sessions.incarnation));
     return responder.reply(ESTALE);
   }
   if (first)

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <fstream>
@@ -72,6 +73,12 @@ Status FencedSessions::load_below() {
                              below_path())};
   below_ = *below;
   return {};
+}
+
+std::uint64_t FencedSessions::incarnation() const {
+  std::uint64_t latest = below_.high();
+  for (const auto session : sessions_) latest = std::max(latest, session);
+  return latest >> 32;
 }
 
 std::optional<FencedBelow> FencedSessions::cover(std::uint64_t high,

@@ -33,6 +33,8 @@ class FencedSessions {
   [[nodiscard]] bool contains(std::uint64_t session) const {
     return below_.contains(session) || sessions_.contains(session);
   }
+  /// Of lockd, which gave the latest of these sessions its id (incarnation << 32 | counter); 0: none.
+  [[nodiscard]] std::uint64_t incarnation() const;
   /// Of fences that have a line of their own.
   [[nodiscard]] std::size_t size() const { return sessions_.size(); }
   /// From now on refused, in memory. Owner thread.

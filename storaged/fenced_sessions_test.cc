@@ -151,5 +151,20 @@ TEST_F(FencedSessionsTest, SomethingElseIsRefused) {
   EXPECT_NE(sessions.error().message.find(directory_), std::string::npos);
 }
 
+TEST_F(FencedBelowTest, TheLatestLifeOfLockdIsKnownByItsSessions) {
+  {
+    auto sessions = open();
+    EXPECT_EQ(sessions->incarnation(), 0U);
+    fence(*sessions, 3 * kLife + 1);
+    fence(*sessions, 2 * kLife + 9);
+  }
+  {
+    auto sessions = open();
+    EXPECT_EQ(sessions->incarnation(), 3U);
+    cover(*sessions, 5 * kLife, {4 * kLife + 1});
+  }
+  EXPECT_EQ(open()->incarnation(), 5U);
+}
+
 }  // namespace
 }  // namespace distfuse::storaged

@@ -29,6 +29,18 @@ TEST(LivingSessions, AnOlderIncarnationIsRefused) {
   EXPECT_FALSE(living.lives(150));
 }
 
+TEST(LivingSessions, WhoWasHereInAnEarlierLifeIsRemembered) {
+  LivingSessions living(7);
+  EXPECT_TRUE(living.learning());
+  EXPECT_FALSE(living.learn({6, 100, {90}}));
+  EXPECT_TRUE(living.learning()) << "nobody is served by what it says";
+  EXPECT_NE(living.refusal(6).find("at least 7"), std::string::npos) << living.refusal(6);
+  EXPECT_TRUE(living.learn({7, 100, {90}})) << "the same one, which went on meanwhile";
+  EXPECT_FALSE(living.learn({std::uint64_t{1} << 32, 100, {90}})) << "no incarnation";
+  EXPECT_TRUE(living.learn({9, 200, {}}));
+  EXPECT_FALSE(living.learn({8, 300, {}}));
+}
+
 TEST(LivingSessions, AnOlderListBringsNobodyBack) {
   LivingSessions living;
   EXPECT_TRUE(living.learn({3, 100, {80, 100}}));

@@ -11,6 +11,7 @@ void MetaService::start(rpc::Server& server, std::unique_ptr<MetadataStore> stor
                         std::function<void()> purge_wanted) {
   server_ = &server;
   store_ = std::move(store);
+  living_ = LivingSessions(store_->incarnation());
   purge_wanted_ = std::move(purge_wanted);
   worker_ = std::make_unique<WorkerThread>();
 }
@@ -74,9 +75,12 @@ void MetaService::answer(Waiting& waiting, int error) {
 
 void MetaService::on_sessions(rpc::Sessions&& sessions, rpc::DataResponder responder) {
   const bool first = living_.learning();
+  // Noted before it is believed. A power cut may forget it, with all else that was not synced.
+  if (!living_.over(sessions))
+    if (const auto noted = store_->note_incarnation(sessions.incarnation); !noted.ok())
+      return responder.reply(noted.error().code);
   if (!living_.learn(sessions)) {
-    spdlog::warn("lockd of incarnation {} is over, {} runs: its list of sessions is refused",
-                 sessions.incarnation, living_.incarnation());
+    spdlog::error("meta: {}", living_.refusal(sessions.incarnation));
     return responder.reply(ESTALE);
   }
   if (first)

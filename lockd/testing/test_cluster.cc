@@ -7,9 +7,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
+#include <sstream>
 #include <stdexcept>
 #include <thread>
 
@@ -22,9 +25,10 @@ namespace {
 
 using namespace std::chrono_literals;
 
-/// Says yes to every fence and nothing else.
+/// Says yes to every fence and to each incarnation of lockd that is not over, and nothing else. For two threads.
 class FenceOnly : public rpc::Handler {
  public:
+  explicit FenceOnly(Talk& talk) : talk_(talk) {}
   bool session_allowed(rpc::SessionId /*session*/) override { return true; }
   void on_metadata(const rpc::Peer& /*peer*/, const rpc::RequestContext& /*context*/,
                    rpc::MetadataRequest&& request, rpc::MetadataResponder responder) override {
@@ -32,14 +36,26 @@ class FenceOnly : public rpc::Handler {
     if (!std::holds_alternative<rpc::FenceSession>(request)) reply.error = ENOSYS;
     responder.reply(reply);
   }
+  void on_sessions(rpc::Sessions&& sessions, rpc::DataResponder responder) override {
+    const std::lock_guard lock(mutex_);
+    responder.reply(sessions.incarnation < incarnation_ ? ESTALE : 0);
+    if (sessions.incarnation <= incarnation_) return;
+    incarnation_ = sessions.incarnation;
+    talk_.say(fmt::format("lockd {}", incarnation_));
+  }
   void on_data(const rpc::Peer& /*peer*/, const rpc::DataRequest& request, std::byte* /*payload*/,
                rpc::DataResponder responder) override {
     responder.reply(request.op == static_cast<std::uint16_t>(rpc::DataOp::fence) ? 0 : ENOSYS);
   }
+
+ private:
+  Talk& talk_;
+  std::mutex mutex_;
+  std::uint64_t incarnation_ = 0;  ///< Protected by mutex_.
 };
 
 int serve_storage(const config::Cluster& cluster, Talk& talk) {
-  FenceOnly handler;
+  FenceOnly handler(talk);
   const auto serve = [&](const std::string& listen, bool meta) {
     rpc::ServerOptions options;
     options.listen = listen;
@@ -149,6 +165,16 @@ bool TestCluster::eventually(const std::function<bool(const nlohmann::json&)>& g
     std::this_thread::sleep_for(5ms);
   }
   return true;
+}
+
+std::string TestCluster::log() const {
+  std::stringstream text;
+  text << std::ifstream(root_ + "/lockd.log").rdbuf();
+  return text.str();
+}
+
+std::string TestCluster::storage_says() {
+  return storage_->talk().hear(10s);
 }
 
 RawClientOptions TestCluster::options(const std::string& name) const {

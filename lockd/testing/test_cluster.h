@@ -27,6 +27,10 @@ class TestCluster {
   [[nodiscard]] nlohmann::json status() const;
   bool eventually(const std::function<bool(const nlohmann::json&)>& good,
                   std::chrono::milliseconds timeout = std::chrono::seconds(10)) const;
+  /// Of all lives of lockd.
+  [[nodiscard]] std::string log() const;
+  /// "lockd N", once an incarnation that has told it who lives.
+  [[nodiscard]] std::string storage_says();
   [[nodiscard]] RawClientOptions options(const std::string& name) const;
   [[nodiscard]] const config::Cluster& cluster() const { return cluster_; }
   [[nodiscard]] const std::string& root() const { return root_; }

@@ -80,6 +80,11 @@ class MetadataStore {
   /// batch. An older list changes nothing. Error: EIO, ENOSPC; nothing changed.
   virtual Status cover_fences(rpc::SessionId high, std::span<const rpc::SessionId> living) = 0;
 
+  /// The latest incarnation of lockd that was here, in all lives of the store; 0: none.
+  [[nodiscard]] virtual std::uint64_t incarnation() const = 0;
+  /// Raises it; synced with the next sync(). A lower one changes nothing. Error: EIO, ENOSPC; nothing changed.
+  virtual Status note_incarnation(std::uint64_t incarnation) = 0;
+
   [[nodiscard]] virtual MetadataCounters counters() const = 0;
 };
 

@@ -10,7 +10,7 @@
 //   orphans  ino                  → number: when its grace began, ns since 1970
 //   replies  session|request id   → reply record
 //   purges   ino                  → purge record
-//   system   "ino_reserved", "inodes_used", "fenced"|session, "below_fenced" (storaged/fenced_below.h)
+//   system   "ino_reserved", "inodes_used", "fenced"|session, "below_fenced" (storaged/fenced_below.h), "lockd_incarnation"
 //
 // A decoder that meets anything but what its encoder writes gives nullopt; the store answers EIO then.
 #pragma once

@@ -34,6 +34,7 @@ namespace {
 const std::string kInodesUsedKey = "inodes_used";
 const std::string kFencedPrefix = "fenced";
 const std::string kFencedBelowKey = "below_fenced";  // Not a key with the prefix above.
+const std::string kIncarnationKey = "lockd_incarnation";
 constexpr std::size_t kRegistrationsPerBatch = 1000;
 constexpr std::size_t kOrphansPerReap = 1000;  // some 10 ms of the owner thread
 constexpr int kGracePartWhenShort = 10;
@@ -86,6 +87,8 @@ class RocksdbMetadataStore final : public MetadataStore {
   Result<std::vector<PurgeJob>> pending_purges(std::size_t limit) override;
   Status purged(rpc::Ino ino) override;
   Status cover_fences(rpc::SessionId high, std::span<const rpc::SessionId> living) override;
+  [[nodiscard]] std::uint64_t incarnation() const override { return incarnation_; }
+  Status note_incarnation(std::uint64_t incarnation) override;
   [[nodiscard]] MetadataCounters counters() const override;
 
  private:
@@ -100,6 +103,7 @@ class RocksdbMetadataStore final : public MetadataStore {
   Status drop_registrations(rpc::SessionId session);
   Status make_root();
   Status load_counts();
+  Result<std::uint64_t> load_number(const std::string& key);
   Status load_fences();
 
   RocksdbMetadataOptions options_;
@@ -110,6 +114,7 @@ class RocksdbMetadataStore final : public MetadataStore {
   OrphanList orphans_;
   std::unordered_set<rpc::SessionId> fenced_;
   FencedBelow below_;
+  std::uint64_t incarnation_ = 0;
   Counter operations_, errors_, replayed_, refused_, inodes_, orphan_count_, purges_,
       reply_records_, fenced_count_;
 };
@@ -143,15 +148,24 @@ Status RocksdbMetadataStore::make_root() {
   return commit(transaction);
 }
 
-Status RocksdbMetadataStore::load_counts() {
+/// 0: it is not there.
+Result<std::uint64_t> RocksdbMetadataStore::load_number(const std::string& key) {
   rocksdb::PinnableSlice value;
-  const auto found = database_->get(Family::system, kInodesUsedKey, &value);
+  const auto found = database_->get(Family::system, key, &value);
   if (!found.ok()) return found.error();
-  if (*found) {
-    const auto used = decode_number(StoreDatabase::view(value));
-    if (!used) return database_->corrupt(Family::system, kInodesUsedKey);
-    inodes_.set(*used);
-  }
+  if (!*found) return std::uint64_t{0};
+  const auto number = decode_number(StoreDatabase::view(value));
+  if (!number) return database_->corrupt(Family::system, key);
+  return *number;
+}
+
+Status RocksdbMetadataStore::load_counts() {
+  const auto used = load_number(kInodesUsedKey);
+  if (!used.ok()) return used.error();
+  inodes_.set(*used);
+  const auto incarnation = load_number(kIncarnationKey);
+  if (!incarnation.ok()) return incarnation.error();
+  incarnation_ = *incarnation;
   return database_->scan(Family::purges, {}, {}, [&](auto, auto) {
     purges_.add(1);
     return true;
@@ -311,6 +325,15 @@ Status RocksdbMetadataStore::cover_fences(rpc::SessionId high,
   std::erase_if(fenced_, [&](rpc::SessionId each) { return below.contains(each); });
   below_ = std::move(below);
   fenced_count_.set(fenced_.size());
+  return {};
+}
+
+Status RocksdbMetadataStore::note_incarnation(std::uint64_t incarnation) {
+  if (incarnation <= incarnation_) return {};
+  Transaction transaction(*database_);
+  database_->put(transaction.batch(), Family::system, kIncarnationKey, encode_number(incarnation));
+  DISTFUSE_TRY(commit(transaction));
+  incarnation_ = incarnation;
   return {};
 }
 

@@ -221,6 +221,15 @@ TEST_F(SessionTest, FencesOfLivesOfLockdDoNotAddUpAndNobodyIsTakenBack) {
   }
 }
 
+TEST_F(SessionTest, TheLatestIncarnationOfLockdIsRemembered) {
+  EXPECT_EQ(store_->incarnation(), 0U);
+  ASSERT_TRUE(store_->note_incarnation(7).ok());
+  ASSERT_TRUE(store_->note_incarnation(3).ok());
+  EXPECT_EQ(store_->incarnation(), 7U);
+  reopen();
+  EXPECT_EQ(store_->incarnation(), 7U);
+}
+
 TEST_F(SessionTest, AFenceTakesMoreRegistrationsThanOneBatchHolds) {
   for (int i = 0; i < 2500; ++i) create(kRootIno, std::to_string(i), S_IFREG | 0644, true);
   for (int i = 0; i < 2500; ++i) ASSERT_EQ(error(rpc::Unlink{kRootIno, std::to_string(i), 0}), 0);
