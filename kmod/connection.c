@@ -6,6 +6,7 @@
 
 #include "connection.h"
 #include "session.h"
+#include "trace.h"
 
 static LIST_HEAD(dfs_connections);
 static DEFINE_MUTEX(dfs_connections_mutex);
@@ -25,6 +26,11 @@ struct dfs_connection *dfs_connection_new(void)
 
 	if (!connection)
 		return NULL;
+	connection->counters = alloc_percpu(struct dfs_counters);
+	if (!connection->counters) {
+		kfree(connection);
+		return NULL;
+	}
 	refcount_set(&connection->refs, 1);
 	spin_lock_init(&connection->spin);
 	INIT_LIST_HEAD(&connection->pending);
@@ -52,6 +58,7 @@ void dfs_connection_put(struct dfs_connection *connection)
 		return;
 	list_del(&connection->link);
 	mutex_unlock(&dfs_connections_mutex);
+	free_percpu(connection->counters);
 	kfree(connection);
 }
 
@@ -298,10 +305,13 @@ struct dfs_request *dfs_connection_next(struct dfs_connection *connection, size_
 		return ERR_PTR(-EINVAL);
 	}
 	request->state = DFS_REQUEST_SENT;
+	if (request->seen)
+		dfs_count(connection, requests_resent);
 	request->seen = true;
 	request->copying = true;
 	list_move_tail(&request->link, dfs_sent_bucket(connection, request->head.unique));
-	connection->upcalls++;
+	dfs_count(connection, requests);
+	trace_distfuse_request_sent(request);
 	spin_unlock(&connection->spin);
 	return request;
 }

@@ -29,6 +29,7 @@
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
+#include "counters.h"
 #include "pin.h"
 
 #define DFS_MAX_PAGES 256u
@@ -101,7 +102,8 @@ struct dfs_connection {
 	u32 give_up_ms;
 	struct delayed_work give_up;
 	struct dfs_session *session;
-	u64 upcalls; /* requests that the daemon read, for tests of "no upcall on a hit" */
+	struct dfs_counters __percpu *counters;
+	struct dentry *debug; /* the mount's folder in debugfs */
 };
 
 /*

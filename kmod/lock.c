@@ -7,6 +7,7 @@
 #include "inode.h"
 #include "lock.h"
 #include "session.h"
+#include "trace.h"
 
 #define DFS_PAUSE_LEAST_MS 1u
 #define DFS_PAUSE_MOST_MS 100u
@@ -73,7 +74,7 @@ static void dfs_perform_shed(struct dfs_lock *lock)
 {
 	WARN_ON_ONCE(lock->shedding);
 	lock->shedding = true;
-	lock->session->sheds++;
+	dfs_count(lock->session->connection, sheds);
 	if (lock->core.revoke_seq)
 		df_hold_shed(&lock->hold, dfs_now_us());
 	dfs_queue_shed(lock);
@@ -101,12 +102,13 @@ void dfs_perform_lock(struct dfs_lock *lock, const struct df_out *out)
 		dfs_perform_shed(lock);
 	for (i = 0; i < out->messages; i++) {
 		if (out->message[i].head.type == DF_MSG_ASK)
-			lock->session->asks++;
+			dfs_count(lock->session->connection, asks);
 		dfs_session_send(lock->session, lock->epoch, &out->message[i]);
 	}
 	if (out->post)
 		dfs_perform_post(lock, &out->chain);
 	dfs_publish_cover(lock);
+	trace_distfuse_lock(lock, out);
 }
 
 static bool dfs_stays_inside(u32 kind, const struct df_out *out)
@@ -129,7 +131,7 @@ static void dfs_chain_done(struct dfs_post *post, int error, u64 old, const void
 	spin_lock_bh(&lock->spin);
 	df_lock_chain_done(&lock->core, old, image, &out);
 	if (kind == DF_CHAIN_TAKE && (out.wake & DF_WAKE_GRANTED))
-		lock->session->takes++;
+		dfs_count(lock->session->connection, takes);
 	dfs_perform_lock(lock, &out);
 	if (gated && !dfs_stays_inside(kind, &out))
 		dfs_session_leave(lock->session, slot);
@@ -201,7 +203,7 @@ int dfs_lock_message(struct dfs_lock *lock, u32 epoch, const union df_msg *messa
 	spin_lock_bh(&lock->spin);
 	if (lock->epoch == epoch && !lock->lost) {
 		if (message->head.type == DF_MSG_REVOKE) {
-			lock->session->revokes++;
+			dfs_count(lock->session->connection, revokes);
 			error = dfs_hand_over(lock);
 			if (!error && !dfs_hold_back(lock, message))
 				error = dfs_feed(lock, message);
@@ -321,8 +323,10 @@ bool dfs_lock_pin_now(struct dfs_lock *lock, u32 mode)
 		return false;
 	spin_lock_bh(&lock->spin);
 	pinned = df_lock_pin(&lock->core, mode) == DF_PIN_OK;
-	if (pinned)
+	if (pinned) {
 		df_hold_used(&lock->hold);
+		dfs_count(lock->session->connection, pins);
+	}
 	spin_unlock_bh(&lock->spin);
 	return pinned;
 }
@@ -452,6 +456,7 @@ int dfs_lock_wait(struct dfs_lock *lock, u32 mode, bool try_only)
 	int error;
 
 	INIT_LIST_HEAD(&waiter.link);
+	dfs_count(lock->session->connection, pins_waited);
 	for (;;) {
 		if (READ_ONCE(lock->lost) || !dfs_session_trusted(lock->session)) {
 			error = try_only ? -EWOULDBLOCK : dfs_wait_for_trust(lock, since_ms);

@@ -3,8 +3,12 @@
 #include <linux/module.h>
 
 #include "connection.h"
+#include "debug.h"
 #include "inode.h"
 #include "lock.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
 
 static const struct {
 	int (*begin)(void);
@@ -13,6 +17,7 @@ static const struct {
 	{dfs_request_cache_init, dfs_request_cache_exit},
 	{dfs_lock_cache_init, dfs_lock_cache_exit},
 	{dfs_inode_cache_init, dfs_inode_cache_exit},
+	{dfs_debug_init, dfs_debug_exit},
 	{dfs_super_init, dfs_super_exit},
 	{dfs_device_init, dfs_device_exit},
 };

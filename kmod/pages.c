@@ -61,6 +61,7 @@ static void dfs_read_start(struct dfs_request *request)
 
 	request->page_bytes = request->page_count * PAGE_SIZE;
 	in->size = request->page_bytes;
+	dfs_count_by(request->connection, pages_read, request->page_count);
 	dfs_request_start(request);
 }
 
@@ -131,6 +132,7 @@ static void dfs_writeback_start(struct dfs_writeback *writeback)
 	in = request->in;
 	in->size = request->page_bytes;
 	in->write_flags = FUSE_WRITE_CACHE;
+	dfs_count_by(request->connection, pages_written, request->page_count);
 	dfs_request_start(request);
 }
 

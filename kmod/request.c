@@ -9,6 +9,7 @@
 
 #include "connection.h"
 #include "inode.h"
+#include "trace.h"
 
 /*
  * For requests that must be had when there is no memory: writeback of one batch, one set of attributes and one readahead a CPU
@@ -120,6 +121,7 @@ static void dfs_request_queue(struct dfs_request *request)
 	request->state = DFS_REQUEST_PENDING;
 	refcount_inc(&request->refs);
 	list_add_tail(&request->link, &connection->pending);
+	trace_distfuse_request_queued(request);
 	wake_up(&connection->readers);
 }
 
@@ -132,6 +134,7 @@ void dfs_connection_finish(struct dfs_request *request, int error)
 	request->copying = false;
 	request->error = error;
 	request->state = DFS_REQUEST_DONE;
+	trace_distfuse_request_ended(request);
 	list_del_init(&request->link);
 	left = request->caller_left;
 	if (request->background) {

@@ -67,6 +67,7 @@ static int dfs_on_message(struct dfs_link *link, const void *bytes, u32 length)
 	if (!df_msg_from_lockd(type) ||
 	    !df_msg_slot_in(&message.head, df_table_slots(READ_ONCE(session->table))))
 		return -EPROTO;
+	dfs_count(session->connection, messages_received);
 	switch (type) {
 	case DF_MSG_RESUME:
 		dfs_event(session, DFS_EVENT_RESUMED);
@@ -110,6 +111,7 @@ bool dfs_session_post(struct dfs_session *session, u32 epoch, struct dfs_post *p
 	spin_lock_bh(&session->spin);
 	if (session->epoch == epoch && session->link) {
 		posted = true;
+		dfs_count(session->connection, chains);
 		if (!dfs_chain_gated(post->chain.kind) || dfs_gate_enter(session, post))
 			dfs_link_post(session->link, post);
 	}
@@ -120,8 +122,10 @@ bool dfs_session_post(struct dfs_session *session, u32 epoch, struct dfs_post *p
 void dfs_session_send(struct dfs_session *session, u32 epoch, const union df_msg *message)
 {
 	spin_lock_bh(&session->spin);
-	if (session->epoch == epoch && session->link)
+	if (session->epoch == epoch && session->link) {
+		dfs_count(session->connection, messages_sent);
 		dfs_link_send(session->link, message);
+	}
 	spin_unlock_bh(&session->spin);
 }
 
@@ -146,6 +150,7 @@ static void dfs_renew(struct dfs_session *session, u64 value)
 	if (!link || READ_ONCE(session->renewal_in_flight))
 		return;
 	WRITE_ONCE(session->renewal_in_flight, true);
+	dfs_count(session->connection, renewals);
 	df_chain_init(&session->renewal.chain, DF_CHAIN_NONE, DF_NO_SLOT);
 	df_chain_write(&session->renewal.chain, session->machine.lease_offset, 0, &value,
 		       sizeof(value));
@@ -282,6 +287,7 @@ static void dfs_lose(struct dfs_session *session, u32 loss)
 	       "mount goes on with a new session\n",
 	       session->id, dfs_loss_text(loss));
 	WRITE_ONCE(session->trusted_until_ms, 0);
+	dfs_count(session->connection, sessions_lost);
 	spin_lock_bh(&session->spin);
 	session->lost = true;
 	session->id = 0;

@@ -117,9 +117,6 @@ struct dfs_session {
 	wait_queue_head_t changed; /* id, live, lost, awaiting */
 
 	struct rhashtable lock_map;
-
-	/* Counters; racy sums are good enough. */
-	u64 hits, takes, asks, finds, revokes, sheds, upcalls;
 };
 
 int dfs_session_open(struct dfs_connection *connection, struct dfs_ioc_new *new);

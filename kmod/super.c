@@ -10,6 +10,7 @@
 #include <linux/statfs.h>
 #include <linux/writeback.h>
 
+#include "debug.h"
 #include "inode.h"
 #include "lock.h"
 #include "session.h"
@@ -195,6 +196,7 @@ static int dfs_fill_super(struct super_block *sb, struct fs_context *context)
 	if (!sb->s_root)
 		return -ENOMEM;
 	mount->connection->device = sb->s_dev;
+	dfs_debug_mounted(mount->connection);
 	return 0;
 }
 
@@ -269,6 +271,7 @@ static void dfs_kill_super(struct super_block *sb)
 	kill_anon_super(sb);
 	if (!mount)
 		return;
+	dfs_debug_unmounted(mount->connection);
 	dfs_session_close(mount->connection);
 	dfs_connection_abort(mount->connection);
 	cancel_delayed_work_sync(&mount->connection->give_up);
