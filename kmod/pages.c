@@ -304,7 +304,7 @@ static vm_fault_t dfs_fault(struct vm_fault *fault)
 	int error = dfs_pin(&pins, inode, DF_S);
 
 	if (error)
-		return error == -EINTR ? VM_FAULT_NOPAGE : VM_FAULT_SIGBUS;
+		return VM_FAULT_SIGBUS; /* of a killed task too: the kernel's own access must not begin again for ever */
 	error = dfs_refresh(inode, &pins);
 	result = error ? VM_FAULT_SIGBUS : filemap_fault(fault);
 	dfs_unpin(&pins);
@@ -354,7 +354,7 @@ static vm_fault_t dfs_page_mkwrite(struct vm_fault *fault)
 	error = dfs_pin(&pins, inode, DF_X);
 	if (error) {
 		sb_end_pagefault(inode->i_sb);
-		return error == -EINTR ? VM_FAULT_NOPAGE : VM_FAULT_SIGBUS;
+		return VM_FAULT_SIGBUS;
 	}
 	error = dfs_refresh(inode, &pins);
 	if (!error) {
