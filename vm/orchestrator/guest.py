@@ -24,6 +24,8 @@ STRICT = (
     "slub_debug=FZPU page_poison=1 init_on_free=1 hung_task_panic=1 softlockup_panic=1 oops=panic "
     "sysctl.kernel.hung_task_timeout_secs=60"
 )
+# Interpreting ACPI's interrupt table takes 25 s a device with KASAN and lockdep.
+DEBUG = "pci=noacpi"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Guest:
         # A panic ends QEMU at once (-no-reboot). no_timer_check: a busy host would fail the check, and the kernel would stop.
         append = "console=ttyS0 loglevel=7 tsc=reliable no_timer_check net.ifnames=0 panic=-1 sysrq_always_enabled=1 random.trust_cpu=on"
         append += f" {STRICT}" if machine.strict else ""
+        append += f" {DEBUG}" if machine.kernel.debug else ""
         append += f" {machine.append}" if machine.append else ""
         shared = "security_model=none,multidevs=remap"
         return [

@@ -146,6 +146,7 @@ class Run:
                 if guest.alive and (not self.cluster or self.cluster.servers_live()):
                     if self._loaded:
                         problems += [f"{guest.name}: {what}" for what in await module.unload(guest)]
+                    problems += [f"{guest.name}: kernel memory is lost: {what}" for what in await watch.unreferenced(guest)]
                     problems += [f"{guest.name}: {what}" for what in await self._left(guest, before)]
         except VmError as error:
             problems.append(f"the cluster does not end in order: {error}")

@@ -20,6 +20,8 @@ _PVH_NOTES = [struct.pack("<III", 4, size, 18) + b"Xen\0" for size in (4, 8)]
 
 def boot_image(kernel: Kernel, cache: Path) -> Path:
     """What to give to QEMU: the unpacked kernel in `cache`, or the image itself if it is packed or made in another way."""
+    if kernel.debug:
+        return kernel.image  # the code of its direct entry is instrumented by KASAN, and runs before KASAN's shadow is there
     stat = kernel.image.stat()
     path = cache / f"vmlinux-{kernel.release}-{stat.st_size}-{stat.st_mtime_ns}"
     if path.exists():

@@ -204,6 +204,55 @@ class EndTest(GuestTest):
                 run.stderr.close()
 
 
+MODULE = r"""
+set -eu
+first=/mnt/distfuse/0 second=/mnt/distfuse/1
+grep -c ' distfuse ' /proc/mounts
+lsmod | grep -q '^distfuse '
+printf 'from the first' >$first/file
+cat $second/file; echo
+printf ', and the second' >>$second/file
+cat $first/file; echo
+dd if=/dev/urandom of=/tmp/data bs=64K count=24 2>/dev/null
+mkdir $first/folder
+cp /tmp/data $first/folder/data
+cmp /tmp/data $second/folder/data
+dd if=/dev/zero of=$second/folder/data bs=4K seek=100 count=1 conv=notrunc 2>/dev/null
+dd if=/dev/zero of=/tmp/data bs=4K seek=100 count=1 conv=notrunc 2>/dev/null
+cmp /tmp/data $first/folder/data
+mv $first/folder/data $first/folder/moved
+ls $second/folder
+! rmmod distfuse 2>/dev/null
+echo in use
+"""
+
+
+class ModuleTest(GuestTest):
+    """Mounts of mode kernel: distfuse.ko loads, two mounts of one guest see each other's data, and all is gone after them."""
+
+    def test_two_mounts_and_unload(self) -> None:
+        run = self.vm("run", "--coherence", "kernel", "--mounts", "2", "--strict", "--", "sh", "-c", MODULE)
+        self.assertEqual((run.status, run.problems), (0, []), run.err)
+        expected = ["2", "from the first", "from the first, and the second", "moved", "in use"]
+        self.assertEqual(run.out.splitlines(), expected)
+        # The module was there, and what it leaves would have been a problem: `rmmod` ran.
+        dmesg = (self.folder / "node1" / "dmesg.log").read_text()
+        self.assertIn("distfuse: loading out-of-tree module", dmesg)
+
+    def test_a_module_that_stays_is_found(self) -> None:
+        began = self.vm("run", "--keep", "--coherence", "kernel", "--mounts", "0", "--", "true")
+        self.assertEqual(began.status, 0, began.err)
+        name = self.folder.name
+        # What holds the device holds the module.
+        held = self.vm("shell", "--run", name, "--", "sh", "-c", "setsid sleep 1000 </dev/distfuse >/dev/null 2>&1 & sleep 1; lsmod")
+        self.assertRegex(held.out, r"(?m)^distfuse +\d+ +1")
+        ended = self.vm("down", "--run", name)
+        self.assertEqual(ended.status, EXIT_DIRTY, ended.err)
+        problems = "\n".join(json.loads((self.folder / "result.json").read_text())["problems"])
+        self.assertRegex(problems, r"node1: the module cannot be unloaded: .*in use")
+        self.assertRegex(problems, r"process \d+ is left: sleep 1000")
+
+
 TWO_GUESTS = r"""
 set -u
 say() { echo "$1=$2"; }
