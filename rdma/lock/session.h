@@ -52,7 +52,7 @@
  *
  * storaged's restart: it remembers fences on disk, and yet accepts no request but lockd's until lockd has sent Sessions{incarnation,
  *   high, ids}: who lives; ids above `high` began later and are accepted unless fenced; all others are refused as fenced. An
- *   incarnation older than one seen is refused. A request that comes earlier is answered "learning", and the client tries again.
+ *   incarnation older than one seen, also before the restart, is refused, and that lockd ends. Earlier requests are answered "learning": come again.
  *
  * Old and new cannot be confused: session ids are never reused (incarnation << 32 | counter); messages live on one connection, and a
  * connection knows one incarnation; slot addresses, versions and request numbers are forgotten with the table they belong to
