@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 KEPT_RUNS = 20
+SHOWN_PROBLEMS = 40  # a lockdep report alone has 200 lines; result.json has all
 
 
 def say(text: str) -> None:
@@ -47,8 +48,10 @@ class Report:
             "processor_seconds": self.processor,
         }
         (self.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        for problem in self.problems:
+        for problem in self.problems[:SHOWN_PROBLEMS]:
             say(f"NOT CLEAN: {problem}")
+        if (more := len(self.problems) - SHOWN_PROBLEMS) > 0:
+            say(f"NOT CLEAN: and {more} more, in result.json")
         moments = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.times.items())
         say(f"{moments}; status {status}; everything of the run is in {self.folder}")
 
