@@ -81,7 +81,7 @@ class LeaseTest : public ::testing::Test {
     options.cluster_id = kCluster;
     options.name = name;
     options.session = session;
-    options.token = tokens_[session];
+    if (session != 0) options.token = tokens_.at(session);
     return options;
   }
   std::unique_ptr<RawClient> client(const std::string& name, std::uint64_t session = 0) {
