@@ -4,6 +4,7 @@
 set -euo pipefail
 if [[ -z ${DKMS_TEST_ALONE-} && $EUID == 0 ]]; then
   # It makes a key to sign with, wherever its tree is.
+  # shellcheck disable=SC2016 # the inner shell's $0
   DKMS_TEST_ALONE=1 exec unshare --mount sh -c 'mkdir -p /var/lib/dkms && mount -t tmpfs dkms /var/lib/dkms && exec "$0"' "$0"
 fi
 here=$(cd "$(dirname "$0")" && pwd)
