@@ -274,11 +274,32 @@ static void dfs_connect(struct dfs_session *session, const struct df_session *ba
 
 	if (back)
 		df_hello_join(&hello, DF_ROLE_CONTROL, back->id, back->token);
-	/* An attempt to come back may still run when its session is lost. */
-	spin_lock_bh(&session->spin);
+	/* An attempt to come back may still run when its session is lost: it ends first, and what it found is dropped. */
+	session->next_hello = hello;
+	session->connect_again = session->attempting;
+	if (session->attempting)
+		return;
+	session->attempting = true;
 	session->connect_hello = hello;
-	spin_unlock_bh(&session->spin);
 	queue_work(system_unbound_wq, &session->connect_work);
+}
+
+/* True: the attempt that has ended is of no use any more, and the next one has begun. */
+static bool dfs_attempt_void(struct dfs_session *session)
+{
+	struct dfs_link *link = session->next_link;
+
+	session->attempting = false;
+	if (!session->connect_again)
+		return false;
+	session->connect_again = false;
+	session->next_link = NULL;
+	if (link && !session->connect_error)
+		dfs_link_close(link);
+	session->attempting = true;
+	session->connect_hello = session->next_hello;
+	queue_work(system_unbound_wq, &session->connect_work);
+	return true;
 }
 
 static void dfs_lose(struct dfs_session *session, u32 loss)
@@ -387,6 +408,8 @@ static u64 dfs_handle_welcome(struct dfs_session *session)
 	struct dfs_link *link = session->next_link;
 	struct df_session_out out;
 
+	if (dfs_attempt_void(session))
+		return DFS_NEVER;
 	session->next_link = NULL;
 	if (session->connecting)
 		return dfs_welcome_fresh(session, link);
@@ -405,6 +428,8 @@ static u64 dfs_handle_unreachable(struct dfs_session *session)
 {
 	struct df_session_out out;
 
+	if (dfs_attempt_void(session))
+		return DFS_NEVER;
 	if (session->connecting) {
 		session->fresh_pause_ms = min(2 * session->fresh_pause_ms, DFS_FRESH_MOST_MS);
 		return dfs_now_ms() + session->fresh_pause_ms;
@@ -462,7 +487,7 @@ static void dfs_machine_run(struct work_struct *work)
 			wake = min(wake, dfs_handle(session, event));
 	now = dfs_now_ms();
 	if (session->connecting) {
-		if (!work_busy(&session->connect_work) && !session->next_link)
+		if (!session->attempting)
 			dfs_connect(session, NULL);
 		wake = now + session->fresh_pause_ms;
 	} else {
@@ -493,12 +518,8 @@ static int dfs_connect_once(struct dfs_session *session, const struct df_hello *
 static void dfs_connect_run(struct work_struct *work)
 {
 	struct dfs_session *session = container_of(work, struct dfs_session, connect_work);
-	struct df_hello hello;
 
-	spin_lock_bh(&session->spin);
-	hello = session->connect_hello;
-	spin_unlock_bh(&session->spin);
-	session->connect_error = dfs_connect_once(session, &hello);
+	session->connect_error = dfs_connect_once(session, &session->connect_hello);
 	dfs_event(session, session->connect_error ? DFS_EVENT_UNREACHABLE : DFS_EVENT_WELCOME);
 }
 

@@ -86,14 +86,18 @@ struct dfs_session {
 	struct dfs_post renewal;
 	bool renewal_in_flight;
 
-	/* What connect_work found, until WELCOME is handled. */
+	/* Attempts, one at a time: machine_work begins one and takes its end in; between, connect_work has what is below but next_hello. */
+	bool attempting;
+	bool connect_again; /* with next_hello, in place of what the attempt under way will find */
+	struct df_hello next_hello;
+	struct df_hello connect_hello;
+	/* What connect_work found. */
 	struct dfs_link *next_link;
 	struct df_welcome next_welcome;
 	u64 next_posted_ms;
 	int connect_error;
 
-	spinlock_t spin;	       /* all below */
-	struct df_hello connect_hello; /* that connect_work says */
+	spinlock_t spin; /* all below */
 	u32 epoch;
 	bool live; /* attached: lockd takes requests */
 	bool lost; /* and there is no next one yet */
