@@ -205,6 +205,7 @@ class Run:
         finally:
             for other in [task, *lost]:
                 other.cancel()
+            await asyncio.gather(task, *lost, return_exceptions=True)  # their ends are seen
 
     async def _command_on(self, guest: Guest, prefix: str) -> int:
         starts_line = {False: True, True: True}
