@@ -113,6 +113,7 @@ void dfs_connection_abort(struct dfs_connection *connection)
 	wake_up_all(&connection->readers);
 	wake_up_all(&connection->room);
 	spin_unlock(&connection->spin);
+	dfs_session_aborted(connection);
 	/* The list is ours: whoever looks for these requests finds SENT or PENDING ones that answer to nobody. */
 	for (;;) {
 		spin_lock(&connection->spin);

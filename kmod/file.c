@@ -11,6 +11,7 @@
 #include <linux/uio.h>
 #include <linux/writeback.h>
 
+#include "file_lock.h"
 #include "inode.h"
 #include "open.h"
 #include "rdma/lock/slot.h"
@@ -326,6 +327,8 @@ const struct file_operations dfs_file_operations = {
 	.splice_read = generic_file_splice_read,
 	.splice_write = iter_file_splice_write,
 	.fallocate = dfs_fallocate,
+	.lock = dfs_file_lock,
+	.flock = dfs_file_flock,
 };
 
 const struct inode_operations dfs_file_inode_operations = {

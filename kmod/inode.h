@@ -42,6 +42,7 @@ struct dfs_inode {
 	unsigned long flags; /* bits of enum dfs_inode_flag */
 	u64 names; /* directories: names that were found under another value are not believed */
 	u32 opens; /* open files; under spin */
+	struct list_head file_locks; /* of the session's inodes with fcntl or flock locks */
 	u32 chunk_size;
 };
 

@@ -6,6 +6,7 @@
 #include <linux/fs.h>
 #include <linux/slab.h>
 
+#include "file_lock.h"
 #include "inode.h"
 #include "rdma/lock/slot.h"
 
@@ -215,4 +216,6 @@ const struct file_operations dfs_directory_operations = {
 	.llseek = generic_file_llseek,
 	.iterate_shared = dfs_readdir,
 	.fsync = dfs_fsync_directory,
+	.lock = dfs_file_lock,
+	.flock = dfs_file_flock,
 };

@@ -75,6 +75,8 @@ static int dfs_on_message(struct dfs_link *link, const void *bytes, u32 length)
 	case DF_MSG_FREEZE:
 	case DF_MSG_THAW:
 		return dfs_gates_message(session, &message);
+	case DF_MSG_FILE_REPLY:
+		return dfs_files_message(session, dfs_link_epoch(link), &message);
 	default:
 		return dfs_lock_of_message(session, dfs_link_epoch(link), &message);
 	}
@@ -230,6 +232,7 @@ static void dfs_detach(struct dfs_session *session)
 	if (link)
 		dfs_link_stop(link);
 	dfs_gates_forget(session);
+	dfs_files_detach(session);
 	dfs_locks_each(session, dfs_one_detach, &epoch);
 }
 
@@ -239,8 +242,9 @@ static void dfs_reassert(struct dfs_session *session)
 
 	spin_lock_bh(&session->spin);
 	epoch = session->epoch;
-	session->to_reassert = 1;
+	session->to_reassert = 2; /* file locks, and the round itself */
 	spin_unlock_bh(&session->spin);
+	dfs_files_reassert(session);
 	dfs_locks_each(session, dfs_one_reassert, &epoch);
 	dfs_session_reassert_done(session, epoch);
 }
@@ -249,6 +253,7 @@ static void dfs_resume(struct dfs_session *session)
 {
 	spin_lock_bh(&session->spin);
 	session->live = true;
+	dfs_files_resume(session);
 	spin_unlock_bh(&session->spin);
 	dfs_locks_each(session, dfs_one_resume, NULL);
 	wake_up_all(&session->changed);
@@ -316,6 +321,7 @@ static void dfs_lose(struct dfs_session *session, u32 loss)
 	dfs_detach(session);
 	dfs_close_retired(session);
 	dfs_locks_each(session, dfs_one_lost, NULL);
+	dfs_files_lost(session);
 	wake_up_all(&session->changed);
 	session->connecting = true;
 	session->begun_ms = dfs_now_ms();
@@ -383,6 +389,7 @@ static void dfs_adopt(struct dfs_session *session, struct dfs_link *link,
 	session->id = welcome->session;
 	session->incarnation = welcome->incarnation;
 	session->lease_ms = welcome->lease_ms;
+	session->files.asks = welcome->asks;
 	session->lost = false;
 	spin_unlock_bh(&session->spin);
 	dfs_close_retired(session);
@@ -562,6 +569,7 @@ static struct dfs_session *dfs_session_alloc(struct dfs_connection *connection,
 	INIT_LIST_HEAD(&session->renewal.link);
 	init_waitqueue_head(&session->changed);
 	dfs_gates_init(session);
+	dfs_files_open(session);
 	INIT_DELAYED_WORK(&session->machine_work, dfs_machine_run);
 	INIT_WORK(&session->connect_work, dfs_connect_run);
 	session->hello.magic = DF_WIRE_MAGIC;
@@ -587,6 +595,7 @@ static void dfs_session_free(struct dfs_session *session)
 {
 	struct list_head *entry, *next;
 
+	dfs_files_close(session);
 	destroy_workqueue(session->shed_queue);
 	destroy_workqueue(session->machine_queue);
 	rhashtable_destroy(&session->lock_map);
@@ -647,7 +656,7 @@ void dfs_session_close(struct dfs_connection *connection)
 	spin_lock_bh(&session->spin);
 	session->stopping = true;
 	spin_unlock_bh(&session->spin);
-	wake_up_all(&session->changed);
+	dfs_files_wake(session);
 	wait_event(session->changed, dfs_session_unused(connection, session));
 	set_bit(DFS_EVENT_STOP, &session->events);
 	cancel_work_sync(&session->connect_work);
@@ -695,6 +704,16 @@ static bool dfs_session_unused(struct dfs_connection *connection, struct dfs_ses
 	unused = !session->awaiting;
 	spin_unlock(&connection->spin);
 	return unused;
+}
+
+void dfs_session_aborted(struct dfs_connection *connection)
+{
+	struct dfs_session *session = dfs_session_use(connection);
+
+	if (!session)
+		return;
+	dfs_files_wake(session);
+	dfs_session_unuse(connection, session);
 }
 
 int dfs_session_describe(struct dfs_connection *connection, u64 *session, u64 *incarnation,

@@ -32,6 +32,7 @@
 #include <linux/workqueue.h>
 
 #include "fabric.h"
+#include "file_lock.h"
 #include "rdma/lock/session.h"
 #include "uapi.h"
 
@@ -121,6 +122,7 @@ struct dfs_session {
 	wait_queue_head_t changed; /* id, live, lost, awaiting */
 
 	struct rhashtable lock_map;
+	struct dfs_file_locks files;
 };
 
 int dfs_session_open(struct dfs_connection *connection, struct dfs_ioc_new *new);
@@ -144,6 +146,9 @@ bool dfs_session_post(struct dfs_session *session, u32 epoch, struct dfs_post *p
 /* The stay of a chain of this slot is over. */
 void dfs_session_leave(struct dfs_session *session, u32 slot);
 void dfs_session_send(struct dfs_session *session, u32 epoch, const union df_msg *message);
+
+/* The connection was aborted: who waits here for lockd ends. */
+void dfs_session_aborted(struct dfs_connection *connection);
 
 int dfs_sessions_init(void);
 void dfs_sessions_exit(void);

@@ -35,6 +35,7 @@ static void dfs_inode_once(void *memory)
 
 	inode_init_once(&dfs->vfs);
 	spin_lock_init(&dfs->spin);
+	INIT_LIST_HEAD(&dfs->file_locks);
 }
 
 int dfs_inode_cache_init(void)
@@ -82,6 +83,7 @@ static void dfs_evict_inode(struct inode *inode)
 	}
 	truncate_inode_pages_final(&inode->i_data);
 	clear_inode(inode);
+	dfs_files_evict(inode);
 	dfs_unregister_open(inode);
 	if (dfs->lock)
 		dfs_lock_unbind(dfs->lock);
