@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
+#include <string_view>
 
 namespace distfuse {
 namespace {
@@ -24,6 +25,11 @@ ucs_log_func_rc_t log_line(const char*, unsigned, const char*, ucs_log_level_t l
   auto to = spdlog::level::debug;
   if (level <= UCS_LOG_LEVEL_ERROR) to = spdlog::level::err;
   if (level == UCS_LOG_LEVEL_WARN) to = spdlog::level::warn;
+  // A peer that is gone: who waits for it says so, by its name. UCX says it a second time, as advice about the backlog.
+  const std::string_view line(text);
+  if (line.find("connect(") != line.npos && line.find("Connection refused") != line.npos)
+    to = spdlog::level::debug;
+  if (line.find("try to increase \"net.core.somaxconn\"") != line.npos) to = spdlog::level::debug;
   spdlog::log(to, "ucx: {}", text);
   return UCS_LOG_FUNC_RC_STOP;
 }

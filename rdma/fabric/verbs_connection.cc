@@ -24,6 +24,7 @@ Status VerbsConnection::post(std::span<const Operation> chain, std::uint64_t coo
     if (!key) return Error{EINVAL, "local memory is not of Worker::allocate"};
     keys[i] = *key;
   }
+  if (pair_->posted().empty()) moved_ = Clock::now();
   if (auto status = pair_->post_chain(chain, keys, remote_, cookie); !status) {
     worker_.fail(*this, status.error());
     return Error{ENOTCONN, status.error().message};

@@ -20,6 +20,8 @@ namespace {
 // some 20 ns, an event a system call.
 constexpr std::size_t kPolledConnections = 8;
 constexpr int kBatch = 16;
+// Longer than a queue pair takes to give up a peer by its own retries, shorter than a client trusts its session by default (7 s).
+constexpr std::chrono::seconds kStall{5};
 // Completion queues are polled this many times before the channels are looked at again, which is a system call; who spins for a
 // completion pays for one in 64. Before and after a sleep they always are.
 constexpr unsigned kPollEvery = 64;
@@ -174,6 +176,8 @@ bool VerbsWorker::absorb(std::uint64_t number, const ibv_wc& completion) {
   }
   if (outcome.kind == Kind::chain) {
     connections_.completed(number, outcome.cookie);
+    connection->stalled_ = false;
+    if (!connection->pair_->posted().empty()) connection->moved_ = Clock::now();
   }
   if (outcome.kind != Kind::message) return true;
   handler_.on_message(*connection, outcome.message);
@@ -198,9 +202,27 @@ void VerbsWorker::read_completion_channel() {
   }
 }
 
+/// Chains that the device neither completes nor fails (soft-RoCE does, after lost packets) end their connection. True: look again at once.
+bool VerbsWorker::end_stalled() {
+  const auto now = Clock::now();
+  for (auto& [number, connection] : connections_) {
+    if (connection->state_ != VerbsConnection::State::established ||
+        connection->pair_->posted().empty() || now - connection->moved_ < kStall)
+      continue;
+    // We may have been stopped ourselves: what came meanwhile is looked at first.
+    if (connection->stalled_)
+      fail(*connection, Error{ETIMEDOUT, "the RDMA device has not completed an operation for " +
+                                             std::to_string(kStall.count()) + " s"});
+    else
+      connection->stalled_ = true;
+    return true;
+  }
+  return false;
+}
+
 void VerbsWorker::wait(std::chrono::milliseconds timeout) {
   look_ = true;
-  if (connections_.has_events()) return;
+  if (connections_.has_events() || end_stalled()) return;
   for (const auto& [number, connection] : connections_) {
     if (connection->state_ != VerbsConnection::State::established) continue;
     if (connection->armed_ && connection->stash_.empty()) continue;

@@ -67,6 +67,9 @@ class VerbsConnection : public Connection {
   std::shared_ptr<Registered> own_;   // Exposed to the peer; must outlive the queue pair.
   RemoteRegion remote_;
   std::size_t outstanding_ = 0;  // Chains whose completions were not delivered yet.
+  Clock::time_point
+      moved_{};  // When the first of those in flight was posted, or one was completed since.
+  bool stalled_ = false;  // Since kStall; looked at once more before it is ended.
   bool armed_ = false;
   std::vector<ibv_wc> stash_;  // Polled by wait() after arming.
   Error reason_{0, {}};        // ended.
@@ -127,6 +130,7 @@ class VerbsWorker : public Worker {
   void on_established(VerbsConnection& connection, const CmEvent& event);
   void dismiss(std::uint64_t number, std::string_view reason);
   void expire();
+  bool end_stalled();
   void fail(VerbsConnection& connection, Error reason);
   void release(VerbsConnection& connection);
   void destroy_id(rdma_cm_id* id) { (void)device_->calls.destroy_id(id); }
