@@ -217,24 +217,49 @@ int dfs_lock_message(struct dfs_lock *lock, u32 epoch, const union df_msg *messa
 
 /* --- shed: its own thread ------------------------------------------------------------------------- */
 
-/* Under spin. What may be begun: the inode to shed (referenced), NULL without one; ERR_PTR: not now, somebody will queue the work again. */
-static struct inode *dfs_shed_begin(struct dfs_lock *lock)
+/* Not under spin: i_lock is taken with bottom halves on. RCU keeps the memory of an inode that is just unbound. */
+struct inode *dfs_lock_grab(struct dfs_lock *lock)
 {
-	struct inode *inode = NULL;
+	struct inode *inode;
 
-	if (lock->core.pins)
-		return ERR_PTR(-EAGAIN); /* the last unpin */
-	if (lock->inode) {
-		inode = igrab(lock->inode);
+	rcu_read_lock();
+	inode = READ_ONCE(lock->inode);
+	if (inode) {
+		inode = igrab(inode);
 		if (!inode)
-			return ERR_PTR(-EAGAIN); /* dfs_lock_unbind */
+			inode = ERR_PTR(-EAGAIN);
 	}
+	rcu_read_unlock();
+	return inode;
+}
+
+/* Under spin. False: not now, somebody will queue the work again. */
+static bool dfs_shed_begin(struct dfs_lock *lock)
+{
+	if ((!lock->shedding && !lock->lost) || (lock->lost && lock->swept))
+		return false; /* nothing is due */
+	if (lock->core.pins)
+		return false; /* the last unpin */
 	if (!lock->lost && lock->core.gate != DF_GATE_CLOSED && df_lock_close_gate(&lock->core)) {
 		WARN_ONCE(1, "distfuse: the gate of %#llx does not close\n", lock->key);
-		iput(inode);
-		return ERR_PTR(-EINVAL);
+		return false;
 	}
-	return inode;
+	return true;
+}
+
+/* Takes spin, with the inode that the lock has (referenced) or NULL. False: it is being evicted, and dfs_lock_unbind queues the work again. */
+static bool dfs_shed_enter(struct dfs_lock *lock, struct inode **inode)
+{
+	for (;;) {
+		*inode = dfs_lock_grab(lock);
+		if (IS_ERR(*inode))
+			return false;
+		spin_lock_bh(&lock->spin);
+		if (lock->inode == *inode)
+			return true;
+		spin_unlock_bh(&lock->spin);
+		iput(*inode);
+	}
 }
 
 /* Under spin: a lost session's lock is clean; it begins anew as soon as there is a session. */
@@ -265,24 +290,23 @@ static void dfs_shed_end(struct dfs_lock *lock, u32 keep, bool changed,
 static void dfs_shed(struct dfs_lock *lock)
 {
 	struct df_value value = {};
+	bool changed = false, begun, lost, forfeited, exclusive;
 	struct inode *inode;
-	bool changed = false, lost, forfeited, exclusive;
 	u32 keep;
 
-	spin_lock_bh(&lock->spin);
-	if ((!lock->shedding && !lock->lost) || (lock->lost && lock->swept)) {
-		spin_unlock_bh(&lock->spin);
+	if (!dfs_shed_enter(lock, &inode))
 		return;
-	}
-	inode = dfs_shed_begin(lock);
+	begun = dfs_shed_begin(lock);
 	lost = lock->lost;
 	forfeited = lost || lock->forfeited;
 	exclusive = lock->core.held == DF_X;
 	/* Intention modes are of no use here: nothing is done uncached. */
 	keep = !forfeited && lock->core.keep == DF_S ? DF_S : DF_NL;
 	spin_unlock_bh(&lock->spin);
-	if (IS_ERR(inode))
+	if (!begun) {
+		iput(inode);
 		return;
+	}
 	if (inode) {
 		dfs_inode_shed(inode, keep, forfeited);
 		changed = exclusive && !forfeited &&

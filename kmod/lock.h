@@ -103,6 +103,9 @@ void dfs_lock_lost(struct dfs_lock *lock);
 /* Trust ran out: nothing may be used through mappings. */
 void dfs_lock_suspect(struct dfs_lock *lock);
 
+/* Its inode, referenced; NULL: it has none; ERR_PTR: the inode is being evicted. Not under lock->spin: i_lock is taken with bottom halves on. */
+struct inode *dfs_lock_grab(struct dfs_lock *lock);
+
 /* Shared by lock.c and lock_table.c; under lock->spin where not said. */
 void dfs_perform_lock(struct dfs_lock *lock, const struct df_out *out);
 void dfs_lock_renew(struct dfs_lock *lock);

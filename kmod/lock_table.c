@@ -343,13 +343,9 @@ void dfs_lock_lost(struct dfs_lock *lock)
 /* Mappings are the only use that nobody checks: they are taken away, and the next fault waits for trust. */
 void dfs_lock_suspect(struct dfs_lock *lock)
 {
-	struct inode *inode = NULL;
+	struct inode *inode = dfs_lock_grab(lock);
 
-	spin_lock_bh(&lock->spin);
-	if (lock->inode)
-		inode = igrab(lock->inode);
-	spin_unlock_bh(&lock->spin);
-	if (!inode)
+	if (IS_ERR_OR_NULL(inode))
 		return;
 	if (S_ISREG(inode->i_mode))
 		unmap_mapping_range(inode->i_mapping, 0, 0, 0);
