@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Extended attributes, with the limits of the Linux VFS; the sums of an inode's names and values are in its record, so that
-// an inode without any costs no search. Namespaces: user, trusted, security. Not `system`: access control lists
-// are not enforced by anybody here, and to keep them without that would be a lie.
+// an inode without any costs no search. Namespaces: user, trusted, security; of `system` the two POSIX access control lists,
+// which the kernels of coherence mode `kernel` enforce. (Mode `user` sets none, and sees the mode bits that they make.)
 #include <string_view>
 
 #include "storaged/meta/operations.h"
@@ -12,6 +12,7 @@ namespace {
 Status check_xattr_name(const std::string& name) {
   if (name.empty() || name.size() > kMaxName) return fail(ERANGE);
   if (name.find('\0') != std::string::npos) return fail(EINVAL);
+  if (name == "system.posix_acl_access" || name == "system.posix_acl_default") return {};
   for (const std::string_view space : {"user.", "trusted.", "security."}) {
     if (name.starts_with(space) && name.size() > space.size()) return {};
   }
