@@ -247,21 +247,6 @@ static bool dfs_shed_begin(struct dfs_lock *lock)
 	return true;
 }
 
-/* Takes spin, with the inode that the lock has (referenced) or NULL. False: it is being evicted, and dfs_lock_unbind queues the work again. */
-static bool dfs_shed_enter(struct dfs_lock *lock, struct inode **inode)
-{
-	for (;;) {
-		*inode = dfs_lock_grab(lock);
-		if (IS_ERR(*inode))
-			return false;
-		spin_lock_bh(&lock->spin);
-		if (lock->inode == *inode)
-			return true;
-		spin_unlock_bh(&lock->spin);
-		iput(*inode);
-	}
-}
-
 /* Under spin: a lost session's lock is clean; it begins anew as soon as there is a session. */
 static void dfs_shed_lost(struct dfs_lock *lock)
 {
@@ -294,9 +279,13 @@ static void dfs_shed(struct dfs_lock *lock)
 	struct inode *inode;
 	u32 keep;
 
-	if (!dfs_shed_enter(lock, &inode))
-		return;
-	begun = dfs_shed_begin(lock);
+	inode = dfs_lock_grab(lock);
+	if (IS_ERR(inode))
+		return; /* it is being evicted: dfs_lock_unbind queues the work again */
+	spin_lock_bh(&lock->spin);
+	begun = lock->inode == inode && dfs_shed_begin(lock);
+	if (lock->inode != inode)
+		dfs_queue_shed(lock); /* bound or unbound meanwhile */
 	lost = lock->lost;
 	forfeited = lost || lock->forfeited;
 	exclusive = lock->core.held == DF_X;
