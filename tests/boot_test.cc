@@ -46,7 +46,7 @@ class Boot : public testing::Test {
     cluster = std::make_unique<Cluster>(
         ClusterOptions{.mounts = 1, .storageds = 2, .lease = std::chrono::milliseconds(3000)});
     ASSERT_TRUE(cluster->ok());
-    cluster->expect_log("storaged|retr|connection|127\\.0\\.0\\.1|restarted before");
+    cluster->expect_log("storaged|retr|connection|rpc: (meta|data) target|restarted before");
   }
   void TearDown() override { unsetenv("DISTFUSE_BOOT_ID"); }
   [[nodiscard]] std::string path(const std::string& name) const {

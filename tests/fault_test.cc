@@ -155,7 +155,7 @@ TEST_P(StoragedKill, ALoadSeesOnlyAPause) {
   std::mt19937_64 random(test_seed("storaged kill"));
   Cluster cluster({.mounts = 2, .storageds = 2});
   ASSERT_TRUE(cluster.ok());
-  cluster.expect_log("storaged|127\\.0\\.0\\.1|connection|retr|unreachable|purge");
+  cluster.expect_log("storaged|rpc: (meta|data) target|connection|retr|unreachable|purge");
   Load one(cluster.mount(0) + "/one", random());
   Load two(cluster.mount(1) + "/two", random());
   for (int round = 0; round < 4; ++round) {
@@ -295,7 +295,7 @@ void fence_everywhere(const Cluster& cluster, std::uint64_t session) {
   options.data = config->data_addresses();
   options.cluster_id = config->id;
   options.role = rpc::Role::lockd;
-  options.device = config->fabric.device;
+  options.device = config->fabric.storage_device();
   options.channels = 1;
   auto client = rpc::Client::create(options);
   ASSERT_TRUE(client.ok()) << client.error().message;
