@@ -27,6 +27,8 @@
  * RELEASE register and unregister the inode as open on this mount, once each, whatever the number of open files.
  */
 #define DFS_FH_SIZE_ONLY (~0ull)
+/* fuse_attr.blksize has no meaning of its own here: it has these bits. */
+#define DFS_ATTR_NO_XATTRS 1u /* the inode has no extended attribute, access lists included */
 #define DFS_DEVICE_NAME "distfuse"
 #define DFS_FILESYSTEM_NAME "distfuse"
 

@@ -19,6 +19,7 @@ struct Attributes {
   btime @10 :Int64;
   chunkSize @11 :UInt32;
   firstTarget @12 :UInt32;
+  noXattrs @13 :Bool;
 }
 
 struct Lookup { parent @0 :UInt64; name @1 :Data; }

@@ -44,6 +44,8 @@ struct Attributes {
   Timestamp atime, mtime, ctime, btime;
   std::uint32_t chunk_size = kDefaultChunkSize;
   std::uint32_t first_target = 0;  ///< Chunk c is on target (first_target + c) mod targets.
+  bool no_xattrs =
+      false;  ///< The inode has no extended attribute. False in an answer: it may have some. Not of requests.
   bool operator==(const Attributes&) const = default;
 };
 

@@ -196,6 +196,7 @@ void put(schema::Attributes::Builder b, const Attributes& a) {
   b.setBtime(a.btime.ns);
   b.setChunkSize(a.chunk_size);
   b.setFirstTarget(a.first_target);
+  b.setNoXattrs(a.no_xattrs);
 }
 
 using Out = schema::Request::Builder;
@@ -343,6 +344,7 @@ Attributes get(schema::Attributes::Reader b) {
   a.btime.ns = b.getBtime();
   a.chunk_size = b.getChunkSize();
   a.first_target = b.getFirstTarget();
+  a.no_xattrs = b.getNoXattrs();
   return a;
 }
 

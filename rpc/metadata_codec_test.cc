@@ -30,7 +30,7 @@ struct Fields {
           std::uint64_t{a.gid}, a.rdev, a.size, static_cast<std::uint64_t>(a.atime.ns),
           static_cast<std::uint64_t>(a.mtime.ns), static_cast<std::uint64_t>(a.ctime.ns),
           static_cast<std::uint64_t>(a.btime.ns), std::uint64_t{a.chunk_size},
-          std::uint64_t{a.first_target}})
+          std::uint64_t{a.first_target}, std::uint64_t{a.no_xattrs}})
       add(v);
   }
   void operator()(const Lookup& r) {

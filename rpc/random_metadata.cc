@@ -56,6 +56,7 @@ Attributes attributes(Random& random) {
   a.btime.ns = static_cast<std::int64_t>(random());
   a.chunk_size = 1U << below(random, 23);
   a.first_target = u32(random);
+  a.no_xattrs = below(random, 2) == 1;
   return a;
 }
 std::vector<Ino> inodes(Random& random) {

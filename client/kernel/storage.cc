@@ -5,6 +5,8 @@
 
 #include <cerrno>
 
+#include "kmod/uapi.h"
+
 namespace distfuse::client::kernel {
 
 namespace {
@@ -128,6 +130,7 @@ struct stat to_stat(const rpc::Attributes& attributes) {
   result.st_atim = to_timespec(attributes.atime);
   result.st_mtim = to_timespec(attributes.mtime);
   result.st_ctim = to_timespec(attributes.ctime);
+  result.st_blksize = attributes.no_xattrs ? DFS_ATTR_NO_XATTRS : 0;  // kmod/uapi.h
   return result;
 }
 

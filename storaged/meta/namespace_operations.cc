@@ -28,6 +28,7 @@ rpc::Attributes fresh_attributes(const Operation& op, const Inode& parent, rpc::
     if (S_ISDIR(mode)) fresh.mode |= S_ISGID;
   }
   fresh.atime = fresh.mtime = fresh.ctime = fresh.btime = op.now;
+  fresh.no_xattrs = true;
   fresh.first_target = static_cast<std::uint32_t>(ino % std::max(1U, op.options.data_targets));
   return fresh;
 }

@@ -66,6 +66,9 @@ void each_attribute(Attributes& a, Each each) {
   each(a.chunk_size), each(a.first_target);
 }
 
+/// Follows the attributes of a reply; records of before it was there end without.
+constexpr std::uint8_t kNoXattrs = 1;
+
 void append_big_endian(std::string& key, std::uint64_t number) {
   for (int shift = 56; shift >= 0; shift -= 8) key.push_back(static_cast<char>(number >> shift));
 }
@@ -123,6 +126,7 @@ std::optional<InodeRecord> decode_inode(rpc::Ino ino, std::string_view bytes) {
   record.attributes.ino = ino;
   each_attribute(record.attributes, [&](auto& field) { reader.get(field); });
   reader.get(record.xattr_names_bytes);
+  record.attributes.no_xattrs = record.xattr_names_bytes == 0;
   reader.get(record.xattr_values_bytes);
   if (S_ISDIR(record.attributes.mode)) {
     reader.get(record.parent);
@@ -179,6 +183,7 @@ std::string encode(const ReplyRecord& record) {
   if (record.attributes) {
     writer.put(record.attributes->ino);
     each_attribute(*record.attributes, [&](const auto& field) { writer.put(field); });
+    if (record.attributes->no_xattrs) writer.put(kNoXattrs);
   }
   return writer.take();
 }
@@ -192,7 +197,11 @@ std::optional<ReplyRecord> decode_reply(std::string_view bytes) {
   record.attributes.emplace();
   reader.get(record.attributes->ino);
   each_attribute(*record.attributes, [&](auto& field) { reader.get(field); });
-  if (!reader.complete()) return std::nullopt;
+  if (reader.complete()) return record;
+  std::uint8_t flags = 0;
+  reader.get(flags);
+  if (!reader.complete() || flags != kNoXattrs) return std::nullopt;
+  record.attributes->no_xattrs = true;
   return record;
 }
 

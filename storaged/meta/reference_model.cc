@@ -26,7 +26,8 @@ ReferenceModel::ReferenceModel(std::uint32_t uid, std::uint32_t gid, Timestamp m
                      .ctime = made,
                      .btime = made,
                      .chunk_size = kDefaultChunkSize,
-                     .first_target = 0};
+                     .first_target = 0,
+                     .no_xattrs = true};
 }
 
 struct ReferenceModel::Call {
@@ -90,6 +91,7 @@ struct ReferenceModel::Call {
     fresh.attributes.gid = inherits ? parent.attributes.gid : context.gid;
     fresh.attributes.atime = fresh.attributes.btime = now;
     fresh.attributes.first_target = static_cast<std::uint32_t>(ino % 2);
+    fresh.attributes.no_xattrs = true;
     modified(fresh);
     link_in(parent, name, fresh);
     return fresh;
@@ -253,6 +255,7 @@ struct ReferenceModel::Call {
     require(r.flags != SetXattr::kCreate || !target.xattrs.contains(r.name), EEXIST);
     require(r.flags != SetXattr::kReplace || target.xattrs.contains(r.name), ENODATA);
     target.xattrs[r.name] = r.value;
+    target.attributes.no_xattrs = false;
     target.attributes.ctime = now;
   }
   void run(const ListXattr& r) {
@@ -261,6 +264,7 @@ struct ReferenceModel::Call {
   void run(const RemoveXattr& r) {
     require(node(r.ino).xattrs.erase(r.name) == 1, ENODATA);
     node(r.ino).attributes.ctime = now;
+    node(r.ino).attributes.no_xattrs = node(r.ino).xattrs.empty();
   }
   void run(const StatFilesystem&) {
     for (const auto& [ino, each] : model.nodes_) reply.inodes_used += each.orphan_since ? 0 : 1;
@@ -303,9 +307,9 @@ namespace {
 
 std::string line(const Attributes& a) {
   return fmt::format(
-      "{} mode {:o} nlink {} {}:{} rdev {} size {} times {} {} {} {} chunk {} first {}\n", a.ino,
+      "{} mode {:o} nlink {} {}:{} rdev {} size {} times {} {} {} {} chunk {} first {} {}\n", a.ino,
       a.mode, a.nlink, a.uid, a.gid, a.rdev, a.size, a.atime.ns, a.mtime.ns, a.ctime.ns, a.btime.ns,
-      a.chunk_size, a.first_target);
+      a.chunk_size, a.first_target, a.no_xattrs ? "no xattrs" : "xattrs");
 }
 std::string entry_line(std::uint64_t cookie, Ino ino, const std::string& name) {
   return fmt::format("  @{} {} -> {}\n", cookie, name, ino);

@@ -62,6 +62,7 @@ Status run(Operation& op, const rpc::SetXattr& request) {
   if (names > kMaxXattrNames || values > kMaxXattrValues) return fail(ENOSPC);
   inode.xattr_names_bytes = static_cast<std::uint32_t>(names);
   inode.xattr_values_bytes = static_cast<std::uint32_t>(values);
+  inode.attributes.no_xattrs = false;
   inode.attributes.ctime = op.now;
   inode.changed = true;
   op.tx.database().put(op.tx.batch(), Family::xattrs, name_key(inode.ino(), request.name),
@@ -90,6 +91,7 @@ Status run(Operation& op, const rpc::RemoveXattr& request) {
   if (!old->has_value()) return fail(ENODATA);
   inode.xattr_names_bytes -= static_cast<std::uint32_t>(request.name.size() + 1);
   inode.xattr_values_bytes -= static_cast<std::uint32_t>((*old)->size());
+  inode.attributes.no_xattrs = inode.xattr_names_bytes == 0;
   inode.attributes.ctime = op.now;
   inode.changed = true;
   op.tx.database().erase(op.tx.batch(), Family::xattrs, name_key(inode.ino(), request.name));
