@@ -75,12 +75,14 @@ static void post_release(struct df_lock *lock, struct df_out *out)
 
 	if (lock->kept != DF_NL && lock->kept != lock->held)
 		df_chain_hint(lock, chain);
-	if (lock->changed || lock->distrust) {
+	if (lock->changed || lock->distrust || lock->held == DF_X) {
 		lock->version = df_version_next(lock->version);
 		if (lock->changed)
 			lock->value.flags |= DF_VALUE_PUBLISHED;
-		else
+		else if (lock->distrust)
 			memset(&lock->value, 0, sizeof(lock->value));
+		else
+			lock->value.flags &= ~DF_VALUE_EXACT;
 		chain_value(lock, chain);
 	}
 	df_chain_faa(chain, df_word_offset(lock),

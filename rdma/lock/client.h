@@ -63,7 +63,7 @@ enum df_chain_kind {
 	DF_CHAIN_CLAIM, /* CAS of a key */
 	DF_CHAIN_TAKE, /* hint WRITE (not for X), FAA or CAS of the word, READ of the slot; image: 128 bytes */
 	DF_CHAIN_UNDO,	  /* FAA */
-	DF_CHAIN_RELEASE, /* hint WRITE (kept S), version and value WRITE (if changed), FAA */
+	DF_CHAIN_RELEASE, /* hint WRITE (kept S), version and value WRITE (from X and IX), FAA */
 	DF_CHAIN_PUBLISH, /* value WRITE */
 };
 

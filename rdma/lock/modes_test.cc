@@ -90,6 +90,29 @@ TEST_F(Modes, DowngradedHolderComesBackToX)
 	expect_idle();
 }
 
+/* What was done under X need not show in the block: attributes of before must not pass for those of now. */
+TEST_F(Modes, ReleaseOfXRaisesTheVersionWhateverTheBlockSays)
+{
+	df_value value{100, 1, 2, DF_VALUE_EXACT};
+
+	hold(3, DF_S);
+	EXPECT_EQ(mount_[3].lock.version, df_initial_version(mount_[3].lock.slot));
+	give_up(3);
+	hold(1, DF_X);
+	give_up(1, &value);
+	hold(3, DF_S);
+	df_u64 version = mount_[3].lock.version;
+	EXPECT_EQ(mount_[3].lock.value.flags, DF_VALUE_PUBLISHED | DF_VALUE_EXACT);
+	EXPECT_NE(version, df_initial_version(mount_[3].lock.slot));
+	give_up(3);
+	hold(1, DF_X);
+	give_up(1);
+	hold(3, DF_S);
+	EXPECT_EQ(mount_[3].lock.version, df_version_next(version));
+	EXPECT_EQ(mount_[3].lock.value.size, 100u);
+	EXPECT_EQ(mount_[3].lock.value.flags, DF_VALUE_PUBLISHED);
+}
+
 /* What is done under IX goes past the value block: nobody may believe it, or pages of before, afterwards. */
 TEST_F(Modes, ReleaseOfIxTakesTheValueBlockBack)
 {

@@ -50,6 +50,11 @@ struct df_value {
  * counts for nothing: df_slot_value_counts.
  */
 #define DF_VALUE_PUBLISHED 1ull
+/*
+ * Beside PUBLISHED: the metadata server has exactly this size and these times, and what of the inode was changed under X since gave it another ctime.
+ * So attributes from the server with the same size and times, of this incarnation of lockd, are those of now, whenever they were asked for.
+ */
+#define DF_VALUE_EXACT 2ull
 
 struct df_slot {
 	df_u64 word;
@@ -213,7 +218,10 @@ static inline df_u32 df_hash_bucket(df_u64 key, df_u32 buckets)
 	return (df_u32)(((key >> 32) * buckets) >> 32);
 }
 
-/* Versions: era << 32 | count. */
+/*
+ * Versions: era << 32 | count. The count rises with every release of X and IX, whether the block changed or not, and when lockd takes them from the dead: while it is
+ * the initial one, nothing of the inode changed in this incarnation of lockd.
+ */
 static inline df_u64 df_version(df_u32 era, df_u32 count)
 {
 	return (df_u64)era << 32 | count;
