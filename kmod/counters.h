@@ -19,6 +19,7 @@
 	COUNTER(asks)		   /* of locks that were not free */                               \
 	COUNTER(revokes)	   /* received */                                                  \
 	COUNTER(sheds)		   /* of what a lock covered */                                    \
+	COUNTER(attributes_kept)   /* believed again: the slot told that nothing changed */         \
 	COUNTER(pages_read)	   /* asked for */                                                 \
 	COUNTER(pages_written)	   /* sent */                                                      \
 	COUNTER(sessions_lost)

@@ -233,8 +233,7 @@ static int dfs_fallocate_pinned(struct inode *inode, int mode, loff_t offset, lo
 		return error;
 	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
 		truncate_pagecache_range(inode, offset, offset + length - 1);
-	set_bit(DFS_CHANGED, &dfs_i(inode)->flags);
-	clear_bit(DFS_ATTRS, &dfs_i(inode)->flags);
+	dfs_attrs_changed(inode, false);
 	return dfs_refresh(inode, pins);
 }
 

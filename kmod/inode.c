@@ -35,27 +35,160 @@ static void dfs_take_attr(struct inode *inode, const struct fuse_attr *attr)
 	set_nlink(inode, attr->nlink);
 	inode->i_blocks = attr->blocks;
 	inode->i_atime = dfs_time(attr->atime, attr->atimensec);
-	if (test_bit(DFS_ATTRS_DIRTY, &dfs->flags))
+	assign_bit(DFS_NO_XATTRS, &dfs->flags, attr->blksize & DFS_ATTR_NO_XATTRS);
+	if (test_bit(DFS_ATTRS_DIRTY, &dfs->flags) || dfs->flushing)
 		return;
 	inode->i_mtime = dfs_time(attr->mtime, attr->mtimensec);
 	inode->i_ctime = dfs_time(attr->ctime, attr->ctimensec);
 	i_size_write(inode, attr->size);
 }
 
-int dfs_apply_attr(struct inode *inode, const struct fuse_attr *attr)
+static int dfs_check_attr(const struct inode *inode, const struct fuse_attr *attr)
+{
+	if (!dfs_attr_sane(attr) || attr->ino != inode->i_ino)
+		return -EIO;
+	return (attr->mode ^ inode->i_mode) & S_IFMT ? -ESTALE : 0;
+}
+
+/* Under spin. */
+static void dfs_believe_attr(struct inode *inode, const struct fuse_attr *attr)
 {
 	struct dfs_inode *dfs = dfs_i(inode);
 
-	if (!dfs_attr_sane(attr) || attr->ino != inode->i_ino)
-		return -EIO;
-	if ((attr->mode ^ inode->i_mode) & S_IFMT)
-		return -ESTALE;
-	spin_lock(&dfs->spin);
 	dfs_take_attr(inode, attr);
 	set_bit(DFS_ATTRS, &dfs->flags);
+	clear_bit(DFS_OFFERED, &dfs->flags);
 	clear_bit(DFS_TIMES_OLD, &dfs->flags);
+}
+
+int dfs_apply_attr(struct inode *inode, const struct fuse_attr *attr)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+	int error = dfs_check_attr(inode, attr);
+
+	if (error)
+		return error;
+	spin_lock(&dfs->spin);
+	dfs->changes++;
+	set_bit(DFS_CHANGED, &dfs->flags);
+	dfs_believe_attr(inode, attr);
 	spin_unlock(&dfs->spin);
 	return 0;
+}
+
+/* What was asked for when `changes` was this. False: it may be older than what we have done since. */
+static bool dfs_apply_fetched(struct inode *inode, const struct fuse_attr *attr, u32 changes)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+	bool fresh;
+
+	spin_lock(&dfs->spin);
+	fresh = dfs->changes == changes;
+	if (fresh)
+		dfs_believe_attr(inode, attr);
+	spin_unlock(&dfs->spin);
+	return fresh;
+}
+
+void dfs_attrs_changed(struct inode *inode, bool times_alone)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	spin_lock(&dfs->spin);
+	dfs->changes++;
+	clear_bit(DFS_OFFERED, &dfs->flags);
+	if (times_alone)
+		set_bit(DFS_TIMES_OLD, &dfs->flags);
+	else
+		clear_bit(DFS_ATTRS, &dfs->flags);
+	set_bit(DFS_CHANGED, &dfs->flags);
+	spin_unlock(&dfs->spin);
+}
+
+/* Under X the fields are ours alone: there may be pages that the server does not know of. */
+static bool dfs_offer_due(struct dfs_lock *lock, u32 epoch)
+{
+	bool due;
+
+	spin_lock_bh(&lock->spin);
+	due = lock->epoch == epoch && !lock->lost && lock->core.held != DF_X;
+	spin_unlock_bh(&lock->spin);
+	return due;
+}
+
+void dfs_offer_attr(struct inode *inode, const struct fuse_attr *attr, u32 epoch)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+	u32 changes = READ_ONCE(dfs->changes);
+
+	if (dfs_check_attr(inode, attr) || !dfs_offer_due(dfs->lock, epoch))
+		return;
+	spin_lock(&dfs->spin);
+	/* If it came to X, and a change, meanwhile: the count tells. */
+	if (dfs->changes == changes && !test_bit(DFS_ATTRS, &dfs->flags) &&
+	    !test_bit(DFS_ATTRS_DIRTY, &dfs->flags)) {
+		dfs_take_attr(inode, attr);
+		dfs->offered_epoch = epoch;
+		set_bit(DFS_OFFERED, &dfs->flags);
+	}
+	spin_unlock(&dfs->spin);
+}
+
+/* What the slot said at the take of the present hold. */
+struct dfs_hold_facts {
+	bool shared;	/* S: the slot does not tell of what we ourselves do under X */
+	bool unchanged; /* nothing of the inode changed in this incarnation of lockd */
+	u32 epoch;
+	struct df_value value;
+};
+
+static void dfs_hold_facts(struct dfs_lock *lock, struct dfs_hold_facts *facts)
+{
+	const struct df_lock *core = &lock->core;
+
+	spin_lock_bh(&lock->spin);
+	facts->shared = core->held == DF_S && !lock->lost;
+	facts->unchanged =
+		core->slot != DF_NO_SLOT && core->version == df_initial_version(core->slot);
+	facts->epoch = lock->epoch;
+	facts->value = core->value;
+	spin_unlock_bh(&lock->spin);
+}
+
+/* Under spin: whether what is on offer is what the server has. */
+static bool dfs_offer_current(const struct inode *inode, const struct dfs_hold_facts *facts)
+{
+	const struct df_value *value = &facts->value;
+	const u64 wanted = DF_VALUE_PUBLISHED | DF_VALUE_EXACT;
+
+	if (!facts->shared || dfs_i(inode)->offered_epoch != facts->epoch)
+		return false;
+	return facts->unchanged ||
+	       ((value->flags & wanted) == wanted && value->size == i_size_read(inode) &&
+		value->mtime_ns == timespec64_to_ns(&inode->i_mtime) &&
+		value->ctime_ns == timespec64_to_ns(&inode->i_ctime));
+}
+
+/* Under a pin of S or X. True: the attributes on offer are those of now, no request is needed. */
+static bool dfs_accept_offer(struct inode *inode)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+	struct dfs_hold_facts facts;
+	bool accepted;
+
+	if (!test_bit(DFS_OFFERED, &dfs->flags))
+		return false;
+	dfs_hold_facts(dfs->lock, &facts);
+	spin_lock(&dfs->spin);
+	accepted = test_and_clear_bit(DFS_OFFERED, &dfs->flags) && dfs_offer_current(inode, &facts);
+	if (accepted) {
+		set_bit(DFS_ATTRS, &dfs->flags);
+		clear_bit(DFS_TIMES_OLD, &dfs->flags);
+	}
+	spin_unlock(&dfs->spin);
+	if (accepted)
+		dfs_count(dfs_c(inode), attributes_kept);
+	return accepted;
 }
 
 static void dfs_init_inode(struct inode *inode, const struct fuse_attr *attr)
@@ -110,6 +243,20 @@ struct inode *dfs_iget(struct super_block *sb, const struct fuse_attr *attr)
 	return inode;
 }
 
+struct inode *dfs_iget_offered(struct super_block *sb, const struct fuse_attr *attr, u32 epoch)
+{
+	struct inode *inode = dfs_iget(sb, attr);
+
+	if (!IS_ERR(inode))
+		dfs_offer_attr(inode, attr, epoch);
+	return inode;
+}
+
+u32 dfs_session_epoch(const struct super_block *sb)
+{
+	return READ_ONCE(dfs_m(sb)->session->epoch);
+}
+
 bool dfs_attrs_usable(const struct inode *inode)
 {
 	const struct dfs_inode *dfs = dfs_i(inode);
@@ -124,9 +271,10 @@ void dfs_inode_distrust(struct inode *inode)
 
 	spin_lock(&dfs->spin);
 	clear_bit(DFS_ATTRS, &dfs->flags);
+	clear_bit(DFS_OFFERED, &dfs->flags);
+	dfs->changes++;
 	dfs->names++;
 	spin_unlock(&dfs->spin);
-	clear_bit(DFS_NO_CAPS, &dfs->flags);
 	inode->i_flags &= ~S_NOSEC;
 	forget_all_cached_acls(inode);
 }
@@ -135,26 +283,32 @@ static int dfs_ask_attrs(struct inode *inode, struct dfs_pins *pins)
 {
 	const struct fuse_attr_out *out;
 	struct dfs_request *request;
-	int error;
+	bool fresh = false;
+	int error = 0;
+	u32 changes;
 
-	request = dfs_request_new(dfs_c(inode), FUSE_GETATTR, inode->i_ino,
-				  sizeof(struct fuse_getattr_in), sizeof(*out), true);
-	if (!request)
-		return -ENOMEM;
-	error = dfs_request_call(request, pins);
-	if (!error) {
-		out = request->out;
-		error = dfs_apply_attr(inode, &out->attr);
+	while (!error && !fresh) {
+		changes = READ_ONCE(dfs_i(inode)->changes);
+		request = dfs_request_new(dfs_c(inode), FUSE_GETATTR, inode->i_ino,
+					  sizeof(struct fuse_getattr_in), sizeof(*out), true);
+		if (!request)
+			return -ENOMEM;
+		error = dfs_request_call(request, pins);
+		if (!error) {
+			out = request->out;
+			error = dfs_check_attr(inode, &out->attr);
+			fresh = !error && dfs_apply_fetched(inode, &out->attr, changes);
+		}
+		dfs_request_put(request);
 	}
-	if (error == -ENOENT)
-		error = -ESTALE;
-	dfs_request_put(request);
-	return error;
+	return error == -ENOENT ? -ESTALE : error;
 }
 
 int dfs_refresh(struct inode *inode, struct dfs_pins *pins)
 {
-	return test_bit(DFS_ATTRS, &dfs_i(inode)->flags) ? 0 : dfs_ask_attrs(inode, pins);
+	if (test_bit(DFS_ATTRS, &dfs_i(inode)->flags) || dfs_accept_offer(inode))
+		return 0;
+	return dfs_ask_attrs(inode, pins);
 }
 
 static int dfs_refresh_all(struct inode *inode, struct dfs_pins *pins)
@@ -260,36 +414,71 @@ static int dfs_send_setattr(struct inode *inode, const struct fuse_setattr_in *i
 	return error;
 }
 
+/* False: nothing is dirty. */
+static bool dfs_begin_flush(struct inode *inode, struct fuse_setattr_in *in)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	spin_lock(&dfs->spin);
+	if (!test_and_clear_bit(DFS_ATTRS_DIRTY, &dfs->flags)) {
+		spin_unlock(&dfs->spin);
+		return false;
+	}
+	dfs->flushing = true;
+	in->valid = FATTR_MTIME | FATTR_CTIME;
+	in->mtime = inode->i_mtime.tv_sec;
+	in->mtimensec = inode->i_mtime.tv_nsec;
+	in->ctime = inode->i_ctime.tv_sec;
+	in->ctimensec = inode->i_ctime.tv_nsec;
+	if (S_ISREG(inode->i_mode)) {
+		/* FATTR_FH with this handle: the size alone, no data is cut. */
+		in->valid |= FATTR_SIZE | FATTR_FH;
+		in->fh = DFS_FH_SIZE_ONLY;
+		in->size = i_size_read(inode);
+	}
+	spin_unlock(&dfs->spin);
+	return true;
+}
+
+/* Whether the server has what it was sent, and the mode that is known here. */
+static bool dfs_flushed_as_sent(const struct inode *inode, const struct fuse_setattr_in *in,
+				const struct fuse_attr *attr)
+{
+	return attr->mode == inode->i_mode && attr->mtime == in->mtime &&
+	       attr->mtimensec == in->mtimensec && attr->ctime == in->ctime &&
+	       attr->ctimensec == in->ctimensec &&
+	       (!(in->valid & FATTR_SIZE) || attr->size == in->size);
+}
+
+static void dfs_end_flush(struct inode *inode, const struct fuse_setattr_in *in, int error,
+			  const struct fuse_attr *attr)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	spin_lock(&dfs->spin);
+	dfs->flushing = false;
+	dfs->changes++;
+	if (error && error != -ENOENT && error != -ESTALE)
+		set_bit(DFS_ATTRS_DIRTY, &dfs->flags);
+	else if (error || !dfs_flushed_as_sent(inode, in, attr))
+		clear_bit(DFS_ATTRS, &dfs->flags);
+	spin_unlock(&dfs->spin);
+}
+
 int dfs_flush_attrs(struct inode *inode)
 {
 	struct dfs_inode *dfs = dfs_i(inode);
 	struct fuse_setattr_in in = {};
 	struct fuse_attr attr;
-	int error;
+	int error = 0;
 
-	spin_lock(&dfs->spin);
-	if (!test_and_clear_bit(DFS_ATTRS_DIRTY, &dfs->flags)) {
-		spin_unlock(&dfs->spin);
-		return 0;
+	/* One at a time: who finds nothing dirty must not go on before the server has it. */
+	mutex_lock(&dfs->flush);
+	if (dfs_begin_flush(inode, &in)) {
+		error = dfs_send_setattr(inode, &in, NULL, &attr);
+		dfs_end_flush(inode, &in, error, &attr);
 	}
-	in.valid = FATTR_MTIME | FATTR_CTIME;
-	in.mtime = inode->i_mtime.tv_sec;
-	in.mtimensec = inode->i_mtime.tv_nsec;
-	in.ctime = inode->i_ctime.tv_sec;
-	in.ctimensec = inode->i_ctime.tv_nsec;
-	if (S_ISREG(inode->i_mode)) {
-		/* FATTR_FH with this handle: the size alone, no data is cut. */
-		in.valid |= FATTR_SIZE | FATTR_FH;
-		in.fh = DFS_FH_SIZE_ONLY;
-		in.size = i_size_read(inode);
-	}
-	spin_unlock(&dfs->spin);
-	error = dfs_send_setattr(inode, &in, NULL, &attr);
-	if (error && error != -ENOENT && error != -ESTALE) {
-		spin_lock(&dfs->spin);
-		set_bit(DFS_ATTRS_DIRTY, &dfs->flags);
-		spin_unlock(&dfs->spin);
-	}
+	mutex_unlock(&dfs->flush);
 	return error;
 }
 
@@ -341,8 +530,6 @@ int dfs_setattr(struct user_namespace *userns, struct dentry *dentry, struct iat
 	}
 	if (!error)
 		error = dfs_apply_attr(inode, &attr);
-	if (!error)
-		set_bit(DFS_CHANGED, &dfs_i(inode)->flags);
 out:
 	dfs_unpin(&pins);
 	/* With a pin of its own. */

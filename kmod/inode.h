@@ -9,6 +9,7 @@
 
 #include "connection.h"
 #include "pin.h"
+#include "rdma/lock/slot.h"
 
 #define DFS_ROOT_INODE 1ull
 #define DFS_MAGIC 0x44465553 /* "DFUS" */
@@ -29,7 +30,9 @@ enum dfs_inode_flag {
 	DFS_TIMES_OLD, /* the server has changed times and links, and a directory's size, at our request */
 	DFS_ATTRS_DIRTY, /* size or times are newer here than at the server (under X) */
 	DFS_CHANGED, /* something changed under this hold of X: the value block is due with the release */
-	DFS_NO_CAPS,	/* no security.capability, under this hold */
+	DFS_NO_XATTRS, /* of the attributes: the inode has no xattr, no ACL */
+	DFS_OFFERED, /* the attributes are of an earlier moment: the next hold says whether they are of now */
+	DFS_EXACT,	/* what is released has exactly the size and times that the server has */
 	DFS_REGISTERED, /* the server knows that it is open here */
 	DFS_FORFEITED,	/* dirty data of a lost lock must not be written any more */
 	DFS_STALE,	/* the server does not know it any more */
@@ -41,7 +44,11 @@ struct dfs_inode {
 	spinlock_t spin;
 	unsigned long flags; /* bits of enum dfs_inode_flag */
 	u64 names; /* directories: names that were found under another value are not believed */
-	u32 opens; /* open files; under spin */
+	struct mutex flush; /* one write-back of size and times at a time */
+	bool flushing; /* one is under way: what the server answers meanwhile is older; under spin */
+	u32 changes;   /* of attributes at the server, by us; under spin */
+	u32 offered_epoch;	     /* of the session, with DFS_OFFERED; under spin */
+	u32 opens;		     /* open files; under spin */
 	struct list_head file_locks; /* of the session's inodes with fcntl or flock locks */
 	u32 chunk_size;
 };
@@ -66,9 +73,18 @@ static inline struct dfs_connection *dfs_c(const struct inode *inode)
  * is new. ERR_PTR: -ENOMEM, -ESTALE (another file type than before), -EIO (attributes that make no sense).
  */
 struct inode *dfs_iget(struct super_block *sb, const struct fuse_attr *attr);
-/* Attributes from the server, under the pin that makes them true: sets DFS_ATTRS. Keeps size and times that are dirty here. */
+/*
+ * Attributes that came with a name, under no lock of the inode itself, in `epoch` of the session (taken before they were asked for). They are kept if
+ * none are believed; the next hold believes them if the slot says that nothing changed since (slot.h, DF_VALUE_EXACT and versions).
+ */
+void dfs_offer_attr(struct inode *inode, const struct fuse_attr *attr, u32 epoch);
+struct inode *dfs_iget_offered(struct super_block *sb, const struct fuse_attr *attr, u32 epoch);
+u32 dfs_session_epoch(const struct super_block *sb);
+/* What a change of ours brought, under the pin on X: sets DFS_ATTRS. Keeps size and times that are dirty here. */
 int dfs_apply_attr(struct inode *inode, const struct fuse_attr *attr);
-/* Attributes, if they are not of this hold: one request. Under a pin of S or X. DFS_TIMES_OLD stays. */
+/* The server has changed it at our request: all of it is to be asked for again, or (`times_alone`) what DFS_TIMES_OLD says. */
+void dfs_attrs_changed(struct inode *inode, bool times_alone);
+/* Attributes, if they are not of this hold: one request, or none. Under a pin of S or X. DFS_TIMES_OLD stays. */
 int dfs_refresh(struct inode *inode, struct dfs_pins *pins);
 /* Whether attributes may be used now, without a pin: S or X held, trusted, DFS_ATTRS. */
 bool dfs_attrs_usable(const struct inode *inode);
@@ -115,7 +131,7 @@ void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited);
  * Size and times if they changed under this hold of X. A glimpse is told each time, for the server may not have them yet; `final`: the lock goes.
  * Any context.
  */
-bool dfs_inode_publish(struct inode *inode, bool final, u64 *size, u64 *mtime_ns, u64 *ctime_ns);
+bool dfs_inode_publish(struct inode *inode, bool final, struct df_value *value);
 
 extern const struct inode_operations dfs_directory_inode_operations;
 extern const struct inode_operations dfs_file_inode_operations;

@@ -148,7 +148,7 @@ static int dfs_feed(struct dfs_lock *lock, const union df_msg *message)
 	struct df_out out;
 
 	if (message->head.type == DF_MSG_GLIMPSE && lock->inode &&
-	    dfs_inode_publish(lock->inode, false, &value.size, &value.mtime_ns, &value.ctime_ns))
+	    dfs_inode_publish(lock->inode, false, &value))
 		publish = &value;
 	if (df_lock_message(&lock->core, message, publish, &out))
 		return -EPROTO;
@@ -298,9 +298,7 @@ static void dfs_shed(struct dfs_lock *lock)
 	}
 	if (inode) {
 		dfs_inode_shed(inode, keep, forfeited);
-		changed = exclusive && !forfeited &&
-			  dfs_inode_publish(inode, true, &value.size, &value.mtime_ns,
-					    &value.ctime_ns);
+		changed = exclusive && !forfeited && dfs_inode_publish(inode, true, &value);
 	}
 	spin_lock_bh(&lock->spin);
 	if (lock->lost && lost)

@@ -56,6 +56,7 @@ static void dfs_believe(struct dentry *dentry, const struct inode *dir)
 
 static struct dentry *dfs_lookup(struct inode *dir, struct dentry *dentry, unsigned int flags)
 {
+	u32 epoch = dfs_session_epoch(dir->i_sb);
 	struct fuse_entry_out entry;
 	struct inode *inode = NULL;
 	struct dentry *alias;
@@ -69,7 +70,7 @@ static struct dentry *dfs_lookup(struct inode *dir, struct dentry *dentry, unsig
 		return ERR_PTR(error);
 	error = dfs_ask_name(dir, &dentry->d_name, &pins, &entry);
 	if (!error)
-		inode = dfs_iget(dir->i_sb, &entry.attr);
+		inode = dfs_iget_offered(dir->i_sb, &entry.attr, epoch);
 	else if (error != -ENOENT)
 		inode = ERR_PTR(error);
 	dfs_believe(dentry, dir);
@@ -90,7 +91,8 @@ static bool dfs_name_usable(const struct dentry *dentry, const struct inode *dir
 /* 1: the name still means the same; 0: it does not; -errno. */
 static int dfs_name_again(struct dentry *dentry, struct inode *dir)
 {
-	const struct inode *inode = d_inode(dentry);
+	u32 epoch = dfs_session_epoch(dir->i_sb);
+	struct inode *inode = d_inode(dentry);
 	struct fuse_entry_out entry;
 	struct name_snapshot name;
 	struct dfs_pins pins;
@@ -111,6 +113,8 @@ static int dfs_name_again(struct dentry *dentry, struct inode *dir)
 			       !((inode->i_mode ^ entry.attr.mode) & S_IFMT);
 	if (same)
 		dfs_believe(dentry, dir);
+	if (same && inode)
+		dfs_offer_attr(inode, &entry.attr, epoch);
 	dfs_unpin(&pins);
 	return same;
 }
@@ -162,8 +166,7 @@ const struct dentry_operations dfs_dentry_operations = {
 /* What changed in the directory itself (times, size, nlink) the server knows. Under the pin on X. */
 static void dfs_directory_changed(struct inode *dir)
 {
-	set_bit(DFS_TIMES_OLD, &dfs_i(dir)->flags);
-	set_bit(DFS_CHANGED, &dfs_i(dir)->flags);
+	dfs_attrs_changed(dir, true);
 }
 
 /*
@@ -264,6 +267,7 @@ static int dfs_create(struct user_namespace *userns, struct inode *dir, struct d
 /* A name that another node has made meanwhile. Under the pin on X of `dir`. NULL, or the dentry to use in place of this one. */
 static struct dentry *dfs_find_made(struct inode *dir, struct dentry *dentry, struct dfs_pins *pins)
 {
+	u32 epoch = dfs_session_epoch(dir->i_sb);
 	struct fuse_entry_out entry;
 	struct dentry *alias;
 	int error = dfs_ask_name(dir, &dentry->d_name, pins, &entry);
@@ -273,7 +277,7 @@ static struct dentry *dfs_find_made(struct inode *dir, struct dentry *dentry, st
 	if (!d_in_lookup(dentry))
 		d_drop(dentry);
 	dfs_believe(dentry, dir);
-	alias = d_splice_alias(dfs_iget(dir->i_sb, &entry.attr), dentry);
+	alias = d_splice_alias(dfs_iget_offered(dir->i_sb, &entry.attr, epoch), dentry);
 	if (!IS_ERR_OR_NULL(alias))
 		dfs_believe(alias, dir);
 	return alias;
@@ -449,7 +453,7 @@ static int dfs_remove(struct inode *dir, struct dentry *dentry, u32 opcode)
 					 &pins);
 	if (!error) {
 		dfs_directory_changed(dir);
-		set_bit(DFS_TIMES_OLD, &dfs_i(inode)->flags);
+		dfs_attrs_changed(inode, true);
 		if (opcode == FUSE_RMDIR)
 			clear_nlink(inode);
 		else if (inode->i_nlink)
@@ -519,13 +523,13 @@ static int dfs_rename(struct user_namespace *userns, struct inode *dir, struct d
 	if (!error) {
 		dfs_directory_changed(dir);
 		dfs_directory_changed(new_dir);
-		set_bit(DFS_TIMES_OLD, &dfs_i(inode)->flags);
+		dfs_attrs_changed(inode, true);
 		/* The VFS moves the dentry (with d_move or d_exchange) after us: it is believed where it comes to be. */
 		dfs_believe(dentry, new_dir);
 		if (flags & RENAME_EXCHANGE)
 			dfs_believe(new_dentry, dir);
 		if (replaced) {
-			set_bit(DFS_TIMES_OLD, &dfs_i(replaced)->flags);
+			dfs_attrs_changed(replaced, true);
 			if (!(flags & RENAME_EXCHANGE) && replaced->i_nlink) {
 				if (S_ISDIR(replaced->i_mode))
 					clear_nlink(replaced);

@@ -60,7 +60,7 @@ static const struct fuse_direntplus *dfs_entry(const struct dfs_listing *listing
 }
 
 /* One name of a batch into the dentry cache. Under S of the directory and i_rwsem (shared). What fails here is looked up when it is used. */
-static void dfs_believe_entry(struct dentry *parent, const struct fuse_direntplus *entry)
+static void dfs_believe_entry(struct dentry *parent, const struct fuse_direntplus *entry, u32 epoch)
 {
 	const struct fuse_dirent *dirent = &entry->dirent;
 	struct qstr name = QSTR_INIT(dirent->name, dirent->namelen);
@@ -73,8 +73,10 @@ static void dfs_believe_entry(struct dentry *parent, const struct fuse_direntplu
 	name.hash = full_name_hash(parent, name.name, name.len);
 	dentry = d_lookup(parent, &name);
 	if (dentry) {
-		if (d_inode(dentry) && d_inode(dentry)->i_ino == entry->entry_out.nodeid)
+		if (d_inode(dentry) && d_inode(dentry)->i_ino == entry->entry_out.nodeid) {
 			dentry->d_time = READ_ONCE(dfs_i(dir)->names);
+			dfs_offer_attr(d_inode(dentry), &entry->entry_out.attr, epoch);
+		}
 		dput(dentry);
 		return;
 	}
@@ -82,7 +84,7 @@ static void dfs_believe_entry(struct dentry *parent, const struct fuse_direntplu
 	if (IS_ERR(dentry))
 		return;
 	if (d_in_lookup(dentry)) {
-		inode = dfs_iget(dir->i_sb, &entry->entry_out.attr);
+		inode = dfs_iget_offered(dir->i_sb, &entry->entry_out.attr, epoch);
 		dentry->d_time = READ_ONCE(dfs_i(dir)->names);
 		alias = IS_ERR(inode) ? ERR_CAST(inode) : d_splice_alias(inode, dentry);
 		d_lookup_done(dentry);
@@ -96,14 +98,14 @@ static void dfs_believe_entry(struct dentry *parent, const struct fuse_direntplu
 	dput(dentry);
 }
 
-static int dfs_believe_batch(struct dentry *parent, struct dfs_listing *listing)
+static int dfs_believe_batch(struct dentry *parent, struct dfs_listing *listing, u32 epoch)
 {
 	const struct fuse_direntplus *entry;
 
 	while ((entry = dfs_entry(listing)) != NULL) {
 		if (IS_ERR(entry))
 			return PTR_ERR(entry);
-		dfs_believe_entry(parent, entry);
+		dfs_believe_entry(parent, entry, epoch);
 		listing->at += FUSE_DIRENTPLUS_SIZE(entry);
 	}
 	listing->at = 0;
@@ -114,6 +116,7 @@ static int dfs_believe_batch(struct dentry *parent, struct dfs_listing *listing)
 static int dfs_fetch(struct file *file, struct dfs_listing *listing, loff_t position)
 {
 	struct inode *dir = file_inode(file);
+	u32 epoch = dfs_session_epoch(dir->i_sb);
 	struct dfs_request *request;
 	struct fuse_read_in *in;
 	struct dfs_pins pins;
@@ -142,7 +145,7 @@ static int dfs_fetch(struct file *file, struct dfs_listing *listing, loff_t posi
 		listing->next = position;
 		listing->end = !request->out_length;
 		listing->names = READ_ONCE(dfs_i(dir)->names);
-		error = dfs_believe_batch(file->f_path.dentry, listing);
+		error = dfs_believe_batch(file->f_path.dentry, listing, epoch);
 	}
 	dfs_request_put(request);
 	dfs_unpin(&pins);

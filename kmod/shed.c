@@ -5,6 +5,7 @@
 #include <linux/pagemap.h>
 
 #include "inode.h"
+#include "lock.h"
 #include "rdma/lock/slot.h"
 
 /* Pages go, whatever it takes: a page that stays would be read under the next lock. Who holds them up (a direct I/O, a reader of /proc) does not for ever. */
@@ -50,20 +51,46 @@ static void dfs_shed_attrs(struct inode *inode, bool forfeited)
 		mapping_set_error(inode->i_mapping, -EIO);
 }
 
+/*
+ * What is known of the inode, once nothing of it is dirty, is what the server has, if nothing says otherwise. The next hold may find that it still is: it is
+ * offered to it.
+ */
+static void dfs_settle_attrs(struct inode *inode, u32 keep, bool forfeited)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+	u32 epoch = READ_ONCE(dfs->lock->epoch);
+	bool exact;
+
+	spin_lock(&dfs->spin);
+	exact = !forfeited && test_bit(DFS_ATTRS, &dfs->flags) &&
+		!test_bit(DFS_TIMES_OLD, &dfs->flags) && !test_bit(DFS_ATTRS_DIRTY, &dfs->flags);
+	assign_bit(DFS_EXACT, &dfs->flags, exact);
+	spin_unlock(&dfs->spin);
+	if (keep != DF_NL)
+		return;
+	dfs_inode_distrust(inode);
+	if (!exact)
+		return;
+	spin_lock(&dfs->spin);
+	dfs->offered_epoch = epoch;
+	set_bit(DFS_OFFERED, &dfs->flags);
+	spin_unlock(&dfs->spin);
+}
+
 void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited)
 {
 	if (S_ISREG(inode->i_mode))
 		dfs_shed_pages(inode, keep, forfeited);
 	dfs_shed_attrs(inode, forfeited);
+	dfs_settle_attrs(inode, keep, forfeited);
 	if (keep != DF_NL)
 		return;
-	dfs_inode_distrust(inode);
 	if (S_ISREG(inode->i_mode) && !forfeited)
 		(void)dfs_register_open(inode,
 					NULL); /* -ENOENT: it is gone, and its use will say so */
 }
 
-bool dfs_inode_publish(struct inode *inode, bool final, u64 *size, u64 *mtime_ns, u64 *ctime_ns)
+bool dfs_inode_publish(struct inode *inode, bool final, struct df_value *value)
 {
 	struct dfs_inode *dfs = dfs_i(inode);
 	bool changed = test_bit(DFS_CHANGED, &dfs->flags);
@@ -72,8 +99,11 @@ bool dfs_inode_publish(struct inode *inode, bool final, u64 *size, u64 *mtime_ns
 		clear_bit(DFS_CHANGED, &dfs->flags);
 	if (!changed)
 		return false;
-	*size = i_size_read(inode);
-	*mtime_ns = timespec64_to_ns(&inode->i_mtime);
-	*ctime_ns = timespec64_to_ns(&inode->i_ctime);
+	*value = (struct df_value){
+		.size = i_size_read(inode),
+		.mtime_ns = timespec64_to_ns(&inode->i_mtime),
+		.ctime_ns = timespec64_to_ns(&inode->i_ctime),
+		.flags = final && test_bit(DFS_EXACT, &dfs->flags) ? DF_VALUE_EXACT : 0,
+	};
 	return true;
 }

@@ -35,6 +35,7 @@ static void dfs_inode_once(void *memory)
 
 	inode_init_once(&dfs->vfs);
 	spin_lock_init(&dfs->spin);
+	mutex_init(&dfs->flush);
 	INIT_LIST_HEAD(&dfs->file_locks);
 }
 
@@ -62,6 +63,8 @@ static struct inode *dfs_alloc_inode(struct super_block *sb)
 	dfs->flags = 0;
 	dfs->names = 1; /* a fresh dentry's d_time is 0 */
 	dfs->opens = 0;
+	dfs->flushing = false;
+	dfs->changes = 0;
 	return &dfs->vfs;
 }
 

@@ -40,6 +40,12 @@ static ssize_t dfs_read_xattr(struct inode *inode, u32 opcode, const char *name,
 	return result;
 }
 
+/* Under the pin on S or X. True: it has none, as the attributes tell. */
+static bool dfs_no_xattrs(struct inode *inode, struct dfs_pins *pins)
+{
+	return !dfs_refresh(inode, pins) && test_bit(DFS_NO_XATTRS, &dfs_i(inode)->flags);
+}
+
 /* A pin that is there already is joined, else the value is asked for as the server has it at that moment. */
 static ssize_t dfs_ask_xattr(struct inode *inode, const char *name, void *value, size_t size,
 			     bool *covered)
@@ -48,7 +54,11 @@ static ssize_t dfs_ask_xattr(struct inode *inode, const char *name, void *value,
 	ssize_t result;
 
 	*covered = dfs_pin_try(&pins, inode, DF_S);
-	result = dfs_read_xattr(inode, FUSE_GETXATTR, name, value, size, *covered ? &pins : NULL);
+	if (*covered && dfs_no_xattrs(inode, &pins))
+		result = -ENODATA;
+	else
+		result = dfs_read_xattr(inode, FUSE_GETXATTR, name, value, size,
+					*covered ? &pins : NULL);
 	if (*covered)
 		dfs_unpin(&pins);
 	return result;
@@ -96,8 +106,7 @@ static int dfs_change_xattr(struct inode *inode, const char *name, const void *v
 	error = dfs_flush_attrs(inode);
 	error = error ? error : dfs_write_xattr(inode, name, value, size, flags, &pins);
 	if (!error) {
-		clear_bit(DFS_ATTRS, &dfs_i(inode)->flags); /* ctime */
-		set_bit(DFS_CHANGED, &dfs_i(inode)->flags);
+		dfs_attrs_changed(inode, false); /* ctime */
 		inode->i_flags &= ~S_NOSEC;
 	}
 	dfs_unpin(&pins);
@@ -148,7 +157,8 @@ ssize_t dfs_listxattr(struct dentry *dentry, char *list, size_t size)
 
 	if (result)
 		return result;
-	result = dfs_read_xattr(inode, FUSE_LISTXATTR, NULL, list, size, &pins);
+	if (!dfs_no_xattrs(inode, &pins))
+		result = dfs_read_xattr(inode, FUSE_LISTXATTR, NULL, list, size, &pins);
 	dfs_unpin(&pins);
 	return result;
 }

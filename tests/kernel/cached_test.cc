@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // What mounts of mode `kernel` (DISTFUSE_MOUNTS, three at least) ask of their client daemon and of lockd, by the module's counters in debugfs: nothing at
 // all for what is cached under a held lock; one request for a create; one chain of verbs and no message for a free lock.
+#include <dirent.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <random>
 #include <sstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace {
@@ -166,9 +170,113 @@ TEST_F(Cached, AFreeLockIsAskedOfNobody) {
   EXPECT_EQ(asked.at("takes"), 49);
   // The bucket is read, then the slot is taken; no more of this slot afterwards.
   EXPECT_LE(asked.at("chains"), 2 * 49);
+  // The lookup brings the attributes, and the slot tells that they are still those of now.
+  EXPECT_EQ(asked.at("requests"), 49);
   std::printf("49 free locks: %lld chains, %lld requests\n",
               static_cast<long long>(asked.at("chains")),
               static_cast<long long>(asked.at("requests")));
+}
+
+/// What `ls -l` does with each name.
+void list_long(const std::string& folder, std::map<std::string, struct stat>& found) {
+  DIR* dir = opendir(folder.c_str());
+  ASSERT_NE(dir, nullptr) << std::strerror(errno);
+  while (const dirent* entry = readdir(dir)) {
+    const std::string name = entry->d_name, path = folder + "/" + name;
+    if (name == "." || name == "..") continue;
+    ASSERT_EQ(lstat(path.c_str(), &found[name]), 0) << path;
+    char list[256];
+    for (const char* xattr : {"system.posix_acl_access", "security.selinux"}) {
+      ASSERT_EQ(lgetxattr(path.c_str(), xattr, list, sizeof list), -1);
+      ASSERT_EQ(errno, ENODATA) << xattr;
+    }
+  }
+  closedir(dir);
+}
+
+TEST_F(Cached, ALongListingIsOneStream) {
+  constexpr int kFiles = 1000;
+  for (int i = 0; i < kFiles; ++i) {
+    const int fd = open((folder_ + "/" + std::to_string(i)).c_str(), O_WRONLY | O_CREAT, 0644);
+    ASSERT_EQ(write(fd, "0123456789", i % 10), i % 10);
+    close(fd);
+  }
+  for (std::size_t mount : {1, 2}) {
+    // The first listing elsewhere takes X away, the second finds locks that are free.
+    const Counters before = counters(mounts_[mount]);
+    std::map<std::string, struct stat> found;
+    list_long(mounts_[mount] + folder_.substr(mounts_[0].size()), found);
+    Counters asked = counters(mounts_[mount]);
+    for (auto& [name, value] : asked) value -= before.at(name);
+    EXPECT_EQ(found.size(), static_cast<std::size_t>(kFiles));
+    for (const auto& [name, s] : found) EXPECT_EQ(s.st_size, std::stoi(name) % 10) << name;
+    std::printf("%d names, by mount %zu: %lld requests, %lld chains, %lld messages to lockd\n",
+                kFiles, mount, static_cast<long long>(asked.at("requests")),
+                static_cast<long long>(asked.at("chains")),
+                static_cast<long long>(asked.at("messages_sent")));
+    // 64 KiB a batch, at most 200 bytes a name; the folder itself, its way, and the end of the listing.
+    // What was still dirty when it was listed is asked for once more.
+    EXPECT_LE(asked.at("requests"), kFiles * 200 / 65536 + 12 + (mount == 1 ? kFiles : 0));
+    if (mount == 2) {
+      EXPECT_LE(asked.at("messages_sent"), 2);
+    }
+  }
+}
+
+/// Attributes that are kept from one hold of the lock to the next must not hide what another node did in between.
+TEST_F(Cached, KeptAttributesAreOfNow) {
+  const std::string theirs = mounts_[1] + folder_.substr(mounts_[0].size()) + "/file";
+  const std::string ours = folder_ + "/file";
+  int fd = open(ours.c_str(), O_RDWR | O_CREAT, 0644);
+  ASSERT_GE(fd, 0);
+  ASSERT_EQ(mkdir((folder_ + "/d").c_str(), 0755), 0);
+  const std::map<std::string, std::function<int()>> changes = {
+      {"chmod", [&] { return chmod(theirs.c_str(), random_() % 0100 + 0600); }},
+      {"chown", [&] { return chown(theirs.c_str(), static_cast<uid_t>(random_() % 9), 7); }},
+      {"write", [&] { return truncate(theirs.c_str(), static_cast<off_t>(random_() % 9999)); }},
+      {"times",
+       [&] {
+         const timespec times[2] = {{1, 2}, {static_cast<time_t>(random_() % 1000), 5}};
+         return utimensat(AT_FDCWD, theirs.c_str(), times, 0);
+       }},
+      {"link", [&] { return link(theirs.c_str(), (theirs + std::to_string(random_())).c_str()); }},
+      {"xattr", [&] { return setxattr(theirs.c_str(), "user.x", "abc", random_() % 3, 0); }},
+      {"back", [&] { return removexattr(theirs.c_str(), "user.x") != 0 && errno != ENODATA; }}};
+  std::vector<std::string> names;
+  for (const auto& [name, change] : changes) names.push_back(name);
+  for (int i = 0; i < 300; ++i) {
+    struct stat before {
+    }, after{}, there{};
+    ASSERT_EQ(stat(ours.c_str(), &before), 0);
+    const std::string& name = names[random_() % names.size()];
+    const bool changed = random_() % 4 != 0;
+    if (changed) {
+      ASSERT_EQ(changes.at(name)(), 0) << name << ": " << std::strerror(errno);
+    } else {
+      ASSERT_EQ(stat(theirs.c_str(), &there), 0);
+    }
+    char value[16];
+    const ssize_t ours_has = getxattr(ours.c_str(), "user.x", value, sizeof value);
+    ASSERT_EQ(stat(ours.c_str(), &after), 0);
+    ASSERT_EQ(stat(theirs.c_str(), &there), 0);
+    ASSERT_EQ(getxattr(theirs.c_str(), "user.x", value, sizeof value), ours_has) << name;
+    for (const auto& [what, here, elsewhere] :
+         {std::tuple{"mode", std::int64_t{after.st_mode}, std::int64_t{there.st_mode}},
+          {"uid", after.st_uid, there.st_uid},
+          {"links", static_cast<std::int64_t>(after.st_nlink),
+           static_cast<std::int64_t>(there.st_nlink)},
+          {"size", after.st_size, there.st_size},
+          {"mtime", after.st_mtim.tv_nsec + after.st_mtim.tv_sec * 1'000'000'000,
+           there.st_mtim.tv_nsec + there.st_mtim.tv_sec * 1'000'000'000},
+          {"ctime", after.st_ctim.tv_nsec, there.st_ctim.tv_nsec}})
+      ASSERT_EQ(here, elsewhere) << what << " after " << name << ", round " << i;
+    if (name != "back" && changed) {
+      ASSERT_NE(after.st_ctim.tv_nsec + after.st_ctim.tv_sec * 1'000'000'000,
+                before.st_ctim.tv_nsec + before.st_ctim.tv_sec * 1'000'000'000)
+          << name;
+    }
+  }
+  close(fd);
 }
 
 }  // namespace
