@@ -17,9 +17,10 @@
 	COUNTER(pins_waited)	   /* that waited for the lock or the gate */                      \
 	COUNTER(takes)		   /* of free locks: one chain */                                  \
 	COUNTER(asks)		   /* of locks that were not free */                               \
+	COUNTER(glimpses)	   /* answered: looks at what another node writes */               \
 	COUNTER(revokes)	   /* received */                                                  \
 	COUNTER(sheds)		   /* of what a lock covered */                                    \
-	COUNTER(attributes_kept)   /* believed again: the slot told that nothing changed */         \
+	COUNTER(attributes_kept)   /* believed again: the slot told that nothing changed */        \
 	COUNTER(pages_read)	   /* asked for */                                                 \
 	COUNTER(pages_written)	   /* sent */                                                      \
 	COUNTER(sessions_lost)

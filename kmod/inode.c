@@ -8,6 +8,7 @@
 #include <linux/writeback.h>
 #include <linux/xattr.h>
 
+#include "glimpse.h"
 #include "inode.h"
 #include "lock.h"
 #include "session.h"
@@ -317,24 +318,109 @@ static int dfs_refresh_all(struct inode *inode, struct dfs_pins *pins)
 							     : dfs_refresh(inode, pins);
 }
 
+/* Of the server, under no lock: for this moment alone. */
+static int dfs_peek_attrs(struct inode *inode, struct fuse_attr *attr)
+{
+	struct dfs_request *request =
+		dfs_request_new(dfs_c(inode), FUSE_GETATTR, inode->i_ino,
+				sizeof(struct fuse_getattr_in), sizeof(struct fuse_attr_out), true);
+	int error;
+
+	if (!request)
+		return -ENOMEM;
+	error = dfs_request_call(request, NULL);
+	if (!error) {
+		*attr = ((struct fuse_attr_out *)request->out)->attr;
+		error = dfs_check_attr(inode, attr);
+	}
+	dfs_request_put(request);
+	return error == -ENOENT ? -ESTALE : error;
+}
+
+/*
+ * What another node writes is looked at, not taken away, as long as it goes on writing: who has closed it, or has written nothing since the last look, gives
+ * it up to us. The holder is asked before the server, so that what it wrote back in between is seen there; the newer of the two is believed. 1: it is in `attr`;
+ * -EAGAIN: take S.
+ */
+static int dfs_look(struct inode *inode, struct fuse_attr *attr)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+	struct df_value value = {};
+	struct timespec64 time;
+	int result = dfs_glimpse(dfs->lock, &value);
+
+	if (result < 0)
+		return result;
+	if (!result || !(value.flags & DF_VALUE_WRITING) ||
+	    (READ_ONCE(dfs->glimpsed_ns) == value.ctime_ns &&
+	     READ_ONCE(dfs->glimpsed_size) == value.size))
+		return -EAGAIN;
+	WRITE_ONCE(dfs->glimpsed_ns, value.ctime_ns);
+	WRITE_ONCE(dfs->glimpsed_size, value.size);
+	result = dfs_peek_attrs(inode, attr);
+	if (result)
+		return result;
+	time = dfs_time(attr->ctime, attr->ctimensec);
+	if ((s64)value.ctime_ns < timespec64_to_ns(&time))
+		return 1;
+	attr->size = value.size;
+	time = ns_to_timespec64(value.mtime_ns);
+	attr->mtime = time.tv_sec;
+	attr->mtimensec = time.tv_nsec;
+	time = ns_to_timespec64(value.ctime_ns);
+	attr->ctime = time.tv_sec;
+	attr->ctimensec = time.tv_nsec;
+	return 1;
+}
+
+static void dfs_fill_looked(const struct fuse_attr *attr, struct kstat *stat)
+{
+	stat->mode = (stat->mode & S_IFMT) | (attr->mode & 07777);
+	stat->nlink = attr->nlink;
+	stat->uid = make_kuid(&init_user_ns, attr->uid);
+	stat->gid = make_kgid(&init_user_ns, attr->gid);
+	stat->size = attr->size;
+	stat->blocks = DIV_ROUND_UP_ULL(attr->size, 512);
+	stat->atime = dfs_time(attr->atime, attr->atimensec);
+	stat->mtime = dfs_time(attr->mtime, attr->mtimensec);
+	stat->ctime = dfs_time(attr->ctime, attr->ctimensec);
+}
+
+/* 0: the inode's own attributes are those of now; 1: those in `attr` are. */
+static int dfs_attrs_now(struct inode *inode, struct fuse_attr *attr)
+{
+	bool regular = S_ISREG(inode->i_mode);
+	struct dfs_pins pins;
+	int error;
+
+	if (!regular || !dfs_pin_free(&pins, inode, DF_S)) {
+		error = regular ? dfs_look(inode, attr) : -EAGAIN;
+		if (error != -EAGAIN)
+			return error;
+		error = dfs_pin(&pins, inode, DF_S);
+		if (error)
+			return error;
+	}
+	error = dfs_refresh_all(inode, &pins);
+	dfs_unpin(&pins);
+	return error;
+}
+
 int dfs_getattr(struct user_namespace *userns, const struct path *path, struct kstat *stat,
 		u32 mask, unsigned int query)
 {
 	struct inode *inode = d_inode(path->dentry);
-	struct dfs_pins pins;
-	int error = 0;
+	struct fuse_attr attr;
+	int looked = 0;
 
 	if (!(query & AT_STATX_DONT_SYNC) &&
-	    (!dfs_attrs_usable(inode) || test_bit(DFS_TIMES_OLD, &dfs_i(inode)->flags))) {
-		error = dfs_pin(&pins, inode, DF_S);
-		if (error)
-			return error;
-		error = dfs_refresh_all(inode, &pins);
-		dfs_unpin(&pins);
-	}
-	if (error)
-		return error;
+	    (!dfs_attrs_usable(inode) || test_bit(DFS_TIMES_OLD, &dfs_i(inode)->flags)))
+		looked = dfs_attrs_now(inode, &attr);
+	if (looked < 0)
+		return looked;
 	generic_fillattr(userns, inode, stat);
+	if (looked)
+		dfs_fill_looked(&attr, stat);
 	stat->blksize = DFS_MAX_IO;
 	return 0;
 }
@@ -388,11 +474,7 @@ static void dfs_fill_setattr(const struct iattr *iattr, struct fuse_setattr_in *
 		in->mtime = iattr->ia_mtime.tv_sec;
 		in->mtimensec = iattr->ia_mtime.tv_nsec;
 	}
-	if (iattr->ia_valid & ATTR_CTIME) {
-		in->valid |= FATTR_CTIME;
-		in->ctime = iattr->ia_ctime.tv_sec;
-		in->ctimensec = iattr->ia_ctime.tv_nsec;
-	}
+	/* ctime is the server's: the VFS's has the grain of a tick, in which two changes could look like one (slot.h, DF_VALUE_EXACT). */
 }
 
 static int dfs_send_setattr(struct inode *inode, const struct fuse_setattr_in *in,

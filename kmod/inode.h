@@ -47,6 +47,8 @@ struct dfs_inode {
 	struct mutex flush; /* one write-back of size and times at a time */
 	bool flushing; /* one is under way: what the server answers meanwhile is older; under spin */
 	u32 changes;   /* of attributes at the server, by us; under spin */
+	u64 glimpsed_ns; /* ctime and size that the last glimpse brought */
+	u64 glimpsed_size;
 	u32 offered_epoch;	     /* of the session, with DFS_OFFERED; under spin */
 	u32 opens;		     /* open files; under spin */
 	struct list_head file_locks; /* of the session's inodes with fcntl or flock locks */

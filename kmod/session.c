@@ -75,6 +75,8 @@ static int dfs_on_message(struct dfs_link *link, const void *bytes, u32 length)
 	case DF_MSG_FREEZE:
 	case DF_MSG_THAW:
 		return dfs_gates_message(session, &message);
+	case DF_MSG_GLIMPSE_REPLY:
+		return dfs_glimpse_reply(session, dfs_link_epoch(link), &message);
 	case DF_MSG_FILE_REPLY:
 		return dfs_files_message(session, dfs_link_epoch(link), &message);
 	default:
@@ -233,6 +235,7 @@ static void dfs_detach(struct dfs_session *session)
 		dfs_link_stop(link);
 	dfs_gates_forget(session);
 	dfs_files_detach(session);
+	dfs_glimpses_cut(session);
 	dfs_locks_each(session, dfs_one_detach, &epoch);
 }
 
@@ -570,6 +573,7 @@ static struct dfs_session *dfs_session_alloc(struct dfs_connection *connection,
 	init_waitqueue_head(&session->changed);
 	dfs_gates_init(session);
 	dfs_files_open(session);
+	dfs_glimpses_open(session);
 	INIT_DELAYED_WORK(&session->machine_work, dfs_machine_run);
 	INIT_WORK(&session->connect_work, dfs_connect_run);
 	session->hello.magic = DF_WIRE_MAGIC;
@@ -713,6 +717,7 @@ void dfs_session_aborted(struct dfs_connection *connection)
 	if (!session)
 		return;
 	dfs_files_wake(session);
+	dfs_glimpses_cut(session);
 	dfs_session_unuse(connection, session);
 }
 

@@ -33,6 +33,7 @@
 
 #include "fabric.h"
 #include "file_lock.h"
+#include "glimpse.h"
 #include "rdma/lock/session.h"
 #include "uapi.h"
 
@@ -123,6 +124,7 @@ struct dfs_session {
 
 	struct rhashtable lock_map;
 	struct dfs_file_locks files;
+	struct dfs_glimpses glimpses;
 };
 
 int dfs_session_open(struct dfs_connection *connection, struct dfs_ioc_new *new);

@@ -90,6 +90,13 @@ void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited)
 					NULL); /* -ENOENT: it is gone, and its use will say so */
 }
 
+static u64 dfs_value_flags(const struct inode *inode, bool final)
+{
+	if (final)
+		return test_bit(DFS_EXACT, &dfs_i(inode)->flags) ? DF_VALUE_EXACT : 0;
+	return atomic_read(&inode->i_writecount) > 0 ? DF_VALUE_WRITING : 0;
+}
+
 bool dfs_inode_publish(struct inode *inode, bool final, struct df_value *value)
 {
 	struct dfs_inode *dfs = dfs_i(inode);
@@ -103,7 +110,7 @@ bool dfs_inode_publish(struct inode *inode, bool final, struct df_value *value)
 		.size = i_size_read(inode),
 		.mtime_ns = timespec64_to_ns(&inode->i_mtime),
 		.ctime_ns = timespec64_to_ns(&inode->i_ctime),
-		.flags = final && test_bit(DFS_EXACT, &dfs->flags) ? DF_VALUE_EXACT : 0,
+		.flags = dfs_value_flags(inode, final),
 	};
 	return true;
 }

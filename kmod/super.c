@@ -65,6 +65,8 @@ static struct inode *dfs_alloc_inode(struct super_block *sb)
 	dfs->opens = 0;
 	dfs->flushing = false;
 	dfs->changes = 0;
+	dfs->glimpsed_ns = 0;
+	dfs->glimpsed_size = 0;
 	return &dfs->vfs;
 }
 

@@ -82,7 +82,7 @@ static void post_release(struct df_lock *lock, struct df_out *out)
 		else if (lock->distrust)
 			memset(&lock->value, 0, sizeof(lock->value));
 		else
-			lock->value.flags &= ~DF_VALUE_EXACT;
+			lock->value.flags &= DF_VALUE_PUBLISHED;
 		chain_value(lock, chain);
 	}
 	df_chain_faa(chain, df_word_offset(lock),

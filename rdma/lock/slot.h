@@ -55,6 +55,8 @@ struct df_value {
  * So attributes from the server with the same size and times, of this incarnation of lockd, are those of now, whenever they were asked for.
  */
 #define DF_VALUE_EXACT 2ull
+/* Beside PUBLISHED, while X is held: the holder has the file open for writing. */
+#define DF_VALUE_WRITING 4ull
 
 struct df_slot {
 	df_u64 word;

@@ -195,7 +195,7 @@ void list_long(const std::string& folder, std::map<std::string, struct stat>& fo
 }
 
 TEST_F(Cached, ALongListingIsOneStream) {
-  constexpr int kFiles = 1000;
+  constexpr int kFiles = 300;
   for (int i = 0; i < kFiles; ++i) {
     const int fd = open((folder_ + "/" + std::to_string(i)).c_str(), O_WRONLY | O_CREAT, 0644);
     ASSERT_EQ(write(fd, "0123456789", i % 10), i % 10);
@@ -276,6 +276,46 @@ TEST_F(Cached, KeptAttributesAreOfNow) {
           << name;
     }
   }
+  close(fd);
+}
+
+/// stat of what another node writes brings its size, and leaves the writer its lock and its dirty pages.
+TEST_F(Cached, AGlimpseTakesNothingAway) {
+  const std::string theirs = mounts_[1] + folder_.substr(mounts_[0].size()) + "/log";
+  const int fd = open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT, 0644);
+  ASSERT_GE(fd, 0);
+  struct stat s {
+  }, here{};
+  const std::string line(100, 'x');
+  ASSERT_EQ(write(fd, line.data(), line.size()), 100);
+  // The name, the folder's lock; and what came before may have taught the mount that glimpses find nobody writing.
+  const std::int64_t none = counters(mounts_[1]).at("glimpses");
+  int lines = 1;
+  for (; counters(mounts_[1]).at("glimpses") < none + 2; ++lines) {
+    ASSERT_LT(lines, 40) << "no glimpse is tried";
+    ASSERT_EQ(stat(theirs.c_str(), &s), 0);
+    ASSERT_EQ(write(fd, line.data(), line.size()), 100);
+  }
+  const Counters before = counters(mounts_[0]);
+  for (int i = 0; i < 50; ++i) {
+    ASSERT_EQ(write(fd, line.data(), line.size()), 100);
+    ASSERT_EQ(stat(theirs.c_str(), &s), 0);
+    ASSERT_EQ(s.st_size, ++lines * 100);
+    ASSERT_EQ(fstat(fd, &here), 0);
+    ASSERT_EQ(s.st_mtim.tv_nsec, here.st_mtim.tv_nsec);
+    ASSERT_EQ(s.st_ctim.tv_nsec, here.st_ctim.tv_nsec);
+  }
+  const Counters asked = since(before);
+  EXPECT_EQ(asked.at("sheds"), 0);
+  EXPECT_EQ(asked.at("pages_written"), 0);
+  // Who goes on looking, while nothing is written, gets the lock, and asks nobody any more.
+  for (int i = 0; i < 3; ++i) ASSERT_EQ(stat(theirs.c_str(), &s), 0);
+  const Counters looked = counters(mounts_[1]);
+  for (int i = 0; i < 100; ++i) ASSERT_EQ(stat(theirs.c_str(), &s), 0);
+  Counters more = counters(mounts_[1]);
+  for (const char* name : {"requests", "chains", "messages_sent"})
+    EXPECT_EQ(more.at(name), looked.at(name)) << name;
+  EXPECT_EQ(s.st_size, lines * 100);
   close(fd);
 }
 
