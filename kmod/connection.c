@@ -2,6 +2,8 @@
 /* Connections: their life, their daemon, their queues. The contract is in connection.h. */
 #include <linux/list_sort.h>
 #include <linux/mutex.h>
+#include <linux/pid.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "connection.h"
@@ -36,6 +38,8 @@ struct dfs_connection *dfs_connection_new(void)
 	INIT_LIST_HEAD(&connection->pending);
 	for (i = 0; i < DFS_SENT_BUCKETS; i++)
 		INIT_LIST_HEAD(&connection->sent[i]);
+	INIT_LIST_HEAD(&connection->unanswered);
+	init_waitqueue_head(&connection->drained);
 	init_waitqueue_head(&connection->readers);
 	init_waitqueue_head(&connection->room);
 	INIT_DELAYED_WORK(&connection->give_up, dfs_connection_given_up);
@@ -58,6 +62,7 @@ void dfs_connection_put(struct dfs_connection *connection)
 		return;
 	list_del(&connection->link);
 	mutex_unlock(&dfs_connections_mutex);
+	put_pid(connection->daemon_process);
 	free_percpu(connection->counters);
 	kfree(connection);
 }
@@ -95,26 +100,44 @@ struct dfs_connection *dfs_connection_of_device(u32 minor)
 	return found;
 }
 
-/* Ends everything that is queued or sent; what a thread of the daemon copies at the moment is ended by that thread. */
-void dfs_connection_abort(struct dfs_connection *connection)
+/* Under spin: takes out everything that is queued or sent, but for what a thread of the daemon copies at the moment, which that thread ends. */
+static void dfs_take_all(struct dfs_connection *connection, struct list_head *ended)
 {
 	struct dfs_request *request, *next;
-	LIST_HEAD(ended);
 	u32 i;
 
-	spin_lock(&connection->spin);
-	connection->aborted = true;
-	list_splice_init(&connection->pending, &ended);
+	list_splice_init(&connection->pending, ended);
 	for (i = 0; i < DFS_SENT_BUCKETS; i++) {
-		list_for_each_entry_safe(request, next, &connection->sent[i],
-					 link) if (!request->copying)
-			list_move_tail(&request->link, &ended);
+		list_for_each_entry_safe(request, next, &connection->sent[i], link)
+		{
+			if (request->copying)
+				continue;
+			request->state = DFS_REQUEST_PENDING;
+			connection->sent_count--;
+			list_move_tail(&request->link, ended);
+		}
 	}
+}
+
+/* False: `alone` was asked for, and there is a daemon, or one is about to be. */
+static bool dfs_abort(struct dfs_connection *connection, bool alone)
+{
+	struct dfs_request *request;
+	LIST_HEAD(ended);
+
+	spin_lock(&connection->spin);
+	if (alone && (connection->daemon || connection->attaching || connection->aborted)) {
+		spin_unlock(&connection->spin);
+		return false;
+	}
+	connection->aborted = true;
+	dfs_take_all(connection, &ended);
 	wake_up_all(&connection->readers);
 	wake_up_all(&connection->room);
+	wake_up_all(&connection->drained);
 	spin_unlock(&connection->spin);
 	dfs_session_aborted(connection);
-	/* The list is ours: whoever looks for these requests finds SENT or PENDING ones that answer to nobody. */
+	/* The list is ours: whoever looks for these requests finds PENDING ones that answer to nobody. */
 	for (;;) {
 		spin_lock(&connection->spin);
 		request = list_first_entry_or_null(&ended, struct dfs_request, link);
@@ -124,26 +147,25 @@ void dfs_connection_abort(struct dfs_connection *connection)
 		}
 		spin_unlock(&connection->spin);
 		if (!request)
-			return;
+			return true;
 		dfs_connection_finish(request, -ENOTCONN);
 	}
+}
+
+void dfs_connection_abort(struct dfs_connection *connection)
+{
+	dfs_abort(connection, false);
 }
 
 static void dfs_connection_given_up(struct work_struct *work)
 {
 	struct dfs_connection *connection =
 		container_of(to_delayed_work(work), struct dfs_connection, give_up);
-	bool alone;
 
-	spin_lock(&connection->spin);
-	alone = !connection->attached;
-	spin_unlock(&connection->spin);
-	if (!alone)
-		return;
-	pr_err("distfuse: no client daemon for mount 0:%u within %u ms: its requests fail with "
-	       "ENOTCONN; unmount it, and mount again\n",
-	       MINOR(connection->device), connection->give_up_ms);
-	dfs_connection_abort(connection);
+	if (dfs_abort(connection, true))
+		pr_err("distfuse: no client daemon for mount 0:%u within %u ms: its requests fail "
+		       "with ENOTCONN; unmount it, and mount again\n",
+		       MINOR(connection->device), connection->give_up_ms);
 }
 
 static void dfs_init_answered(struct dfs_request *request)
@@ -154,15 +176,15 @@ static void dfs_init_answered(struct dfs_request *request)
 		    request->out_length >= offsetof(struct fuse_init_out, flags2) &&
 		    answer->major == FUSE_KERNEL_VERSION && answer->max_write >= DFS_MAX_IO;
 
-	if (!good) {
-		if (request->error != -ENOTCONN)
-			pr_err("distfuse: the client daemon's answer to INIT is refused (error %d, "
-			       "%u bytes): it must speak FUSE 7 and write %lu bytes at once\n",
-			       request->error, request->out_length, DFS_MAX_IO);
-		return;
-	}
+	if (!good && request->error != -ENOTCONN)
+		pr_err("distfuse: the client daemon's answer to INIT is refused (error %d, %u "
+		       "bytes): it must speak FUSE 7 and write %lu bytes at once\n",
+		       request->error, request->out_length, DFS_MAX_IO);
 	spin_lock(&connection->spin);
-	connection->ready = true;
+	if (good)
+		connection->ready = true;
+	else if (request->error != -ENOTCONN)
+		connection->refused = true;
 	spin_unlock(&connection->spin);
 	wake_up_all(&connection->readers);
 }
@@ -188,21 +210,120 @@ static struct dfs_request *dfs_init_request(struct dfs_connection *connection)
 	return request;
 }
 
-int dfs_connection_attach(struct dfs_connection *connection)
+/* Under spin. The INIT of a daemon that will not answer it; NULL: there is none. */
+static struct dfs_request *dfs_take_init(struct dfs_connection *connection)
 {
-	struct dfs_request *init = dfs_init_request(connection);
+	struct dfs_request *request;
+
+	list_for_each_entry(request, &connection->pending, link)
+	{
+		if (request->head.opcode == FUSE_INIT) {
+			list_del_init(&request->link);
+			return request;
+		}
+	}
+	return NULL;
+}
+
+static bool dfs_is_drained(struct dfs_connection *connection)
+{
+	bool drained;
+
+	spin_lock(&connection->spin);
+	drained = !connection->daemon || !connection->sent_count || connection->aborted;
+	spin_unlock(&connection->spin);
+	return drained;
+}
+
+/* The daemon there is answers what it has, or is killed. */
+static int dfs_drain(struct dfs_connection *connection, u32 drain_ms)
+{
+	long patience = msecs_to_jiffies(drain_ms), left;
+
+	left = wait_event_interruptible_timeout(connection->drained, dfs_is_drained(connection),
+						patience);
+	if (left)
+		return left < 0 ? -EINTR : 0;
+	pr_warn("distfuse: the client daemon of mount 0:%u does not leave within %u ms: killed\n",
+		MINOR(connection->device), drain_ms);
+	kill_pid(connection->daemon_process, SIGKILL, 1);
+	left = wait_event_interruptible_timeout(connection->drained, dfs_is_drained(connection),
+						patience);
+	if (left)
+		return left < 0 ? -EINTR : 0;
+	return -EBUSY;
+}
+
+/* `leaves`: there is a daemon. */
+static int dfs_begin_attach(struct dfs_connection *connection, bool *leaves)
+{
 	int error = 0;
 
-	if (!init)
-		return -ENOMEM;
 	spin_lock(&connection->spin);
 	if (connection->aborted)
 		error = -ENOTCONN;
-	else if (connection->attached)
+	else if (connection->attaching)
 		error = -EBUSY;
-	else
-		connection->attached = true;
+	if (!error) {
+		connection->attaching = true;
+		*leaves = connection->leaving = connection->daemon;
+		wake_up_all(&connection->readers);
+	}
 	spin_unlock(&connection->spin);
+	return error;
+}
+
+/* Whom an attach left behind that came to nothing may be gone already. */
+static void dfs_arm_give_up(struct dfs_connection *connection)
+{
+	/* Unmounting aborts, then cancels this work, then lets the connection go: nothing is armed after that. */
+	if (connection->mounted && !connection->aborted && !connection->daemon &&
+	    !connection->attaching)
+		mod_delayed_work(system_unbound_wq, &connection->give_up,
+				 msecs_to_jiffies(connection->give_up_ms));
+}
+
+static int dfs_end_attach(struct dfs_daemon *daemon, int error)
+{
+	struct dfs_connection *connection = daemon->connection;
+	struct dfs_request *init = NULL;
+	struct pid *former = NULL;
+
+	spin_lock(&connection->spin);
+	connection->attaching = false;
+	if (!error && connection->aborted)
+		error = -ENOTCONN;
+	if (!error) {
+		init = dfs_take_init(connection);
+		former = connection->daemon_process;
+		connection->daemon_process = get_pid(task_tgid(current));
+		connection->daemon = daemon->number = ++connection->daemons;
+		connection->leaving = connection->ready = connection->refused = false;
+	}
+	dfs_arm_give_up(connection);
+	spin_unlock(&connection->spin);
+	put_pid(former);
+	if (init)
+		dfs_connection_finish(init, -ENOTCONN);
+	if (!error)
+		dfs_session_daemon_changed(connection);
+	return error;
+}
+
+int dfs_connection_attach(struct dfs_daemon *daemon, u32 drain_ms)
+{
+	struct dfs_connection *connection = daemon->connection;
+	struct dfs_request *init = dfs_init_request(connection);
+	bool leaves = false;
+	int error;
+
+	if (!init)
+		return -ENOMEM;
+	error = dfs_begin_attach(connection, &leaves);
+	if (!error) {
+		error = leaves ? dfs_drain(connection, drain_ms) : 0;
+		error = dfs_end_attach(daemon, error);
+	}
 	if (error) {
 		dfs_request_put(init);
 		return error;
@@ -221,39 +342,34 @@ static int dfs_by_unique(void *unused, const struct list_head *a, const struct l
 }
 
 /* The daemon's descriptor is closed: no thread of it copies any more. */
-void dfs_connection_detach(struct dfs_connection *connection)
+void dfs_connection_detach(struct dfs_daemon *daemon)
 {
-	struct dfs_request *request, *init = NULL;
+	struct dfs_connection *connection = daemon->connection;
+	struct dfs_request *request, *init;
 	bool mounted;
 	u32 i;
 
 	spin_lock(&connection->spin);
-	connection->attached = false;
-	connection->ready = false;
+	if (connection->daemon != daemon->number) {
+		spin_unlock(&connection->spin); /* it has left */
+		return;
+	}
+	connection->daemon = 0;
+	connection->ready = connection->leaving = false;
 	for (i = 0; i < DFS_SENT_BUCKETS; i++) {
 		list_for_each_entry(request, &connection->sent[i], link) request->state =
 			DFS_REQUEST_PENDING;
 		list_splice_tail_init(&connection->sent[i], &connection->pending);
 	}
-	list_for_each_entry(request, &connection->pending, link)
-	{
-		if (request->head.opcode == FUSE_INIT) {
-			list_del_init(&request->link);
-			init = request;
-			break;
-		}
-	}
+	connection->sent_count = 0;
+	init = dfs_take_init(connection);
+	list_sort(NULL, &connection->pending, dfs_by_unique);
+	mounted = connection->mounted;
+	wake_up_all(&connection->drained);
+	dfs_arm_give_up(connection);
 	spin_unlock(&connection->spin);
 	if (init)
 		dfs_connection_finish(init, -ENOTCONN);
-	spin_lock(&connection->spin);
-	list_sort(NULL, &connection->pending, dfs_by_unique);
-	mounted = connection->mounted;
-	/* Unmounting aborts, then cancels this work, then lets the connection go: nothing is armed after that. */
-	if (mounted && !connection->aborted)
-		mod_delayed_work(system_unbound_wq, &connection->give_up,
-				 msecs_to_jiffies(connection->give_up_ms));
-	spin_unlock(&connection->spin);
 	if (!mounted)
 		dfs_connection_abort(connection);
 }
@@ -270,42 +386,44 @@ static struct dfs_request *dfs_first_pending(struct dfs_connection *connection)
 	return NULL;
 }
 
-bool dfs_connection_readable(struct dfs_connection *connection)
+/* Under connection->spin: whether a read of this daemon's returns at once; what it would take, or its error. */
+static bool dfs_due(const struct dfs_daemon *daemon, struct dfs_request **request)
 {
+	struct dfs_connection *connection = daemon->connection;
+
+	if (connection->aborted)
+		*request = ERR_PTR(-ENODEV);
+	else if (connection->daemon != daemon->number || connection->leaving)
+		*request = ERR_PTR(-ESHUTDOWN);
+	else if (connection->refused)
+		*request = ERR_PTR(-EPROTO);
+	else
+		*request = dfs_first_pending(connection);
+	return *request;
+}
+
+bool dfs_connection_readable(const struct dfs_daemon *daemon)
+{
+	struct dfs_request *request;
 	bool readable;
 
-	spin_lock(&connection->spin);
-	readable = connection->aborted || dfs_first_pending(connection);
-	spin_unlock(&connection->spin);
+	spin_lock(&daemon->connection->spin);
+	readable = dfs_due(daemon, &request);
+	spin_unlock(&daemon->connection->spin);
 	return readable;
 }
 
-struct dfs_request *dfs_connection_next(struct dfs_connection *connection, size_t room,
-					bool nonblock)
+/* Under connection->spin. */
+static void dfs_mark_sent(struct dfs_request *request)
 {
-	struct dfs_request *request;
+	struct dfs_connection *connection = request->connection;
+	const struct dfs_request *oldest =
+		list_first_entry(&connection->unanswered, struct dfs_request, age);
 
-	for (;;) {
-		spin_lock(&connection->spin);
-		if (connection->aborted) {
-			spin_unlock(&connection->spin);
-			return ERR_PTR(-ENODEV);
-		}
-		request = dfs_first_pending(connection);
-		if (request)
-			break;
-		spin_unlock(&connection->spin);
-		if (nonblock)
-			return ERR_PTR(-EAGAIN);
-		if (wait_event_interruptible_exclusive(connection->readers,
-						       dfs_connection_readable(connection)))
-			return ERR_PTR(-EINTR);
-	}
-	if (request->head.len > room) {
-		spin_unlock(&connection->spin);
-		return ERR_PTR(-EINVAL);
-	}
 	request->state = DFS_REQUEST_SENT;
+	connection->sent_count++;
+	request->lowest = oldest->head.unique;
+	request->again = request->seen;
 	if (request->seen)
 		dfs_count(connection, requests_resent);
 	request->seen = true;
@@ -313,6 +431,30 @@ struct dfs_request *dfs_connection_next(struct dfs_connection *connection, size_
 	list_move_tail(&request->link, dfs_sent_bucket(connection, request->head.unique));
 	dfs_count(connection, requests);
 	trace_distfuse_request_sent(request);
+}
+
+struct dfs_request *dfs_connection_next(const struct dfs_daemon *daemon, size_t room, bool nonblock)
+{
+	struct dfs_connection *connection = daemon->connection;
+	struct dfs_request *request;
+
+	for (;;) {
+		spin_lock(&connection->spin);
+		if (dfs_due(daemon, &request))
+			break;
+		spin_unlock(&connection->spin);
+		if (nonblock)
+			return ERR_PTR(-EAGAIN);
+		if (wait_event_interruptible_exclusive(connection->readers,
+						       dfs_connection_readable(daemon)))
+			return ERR_PTR(-EINTR);
+	}
+	if (!IS_ERR(request)) {
+		if (request->head.len > room)
+			request = ERR_PTR(-EINVAL);
+		else
+			dfs_mark_sent(request);
+	}
 	spin_unlock(&connection->spin);
 	return request;
 }
@@ -331,11 +473,14 @@ void dfs_connection_copied(struct dfs_request *request, int error)
 		dfs_connection_finish(request, error ? -EIO : -ENOTCONN);
 }
 
-struct dfs_request *dfs_connection_answered(struct dfs_connection *connection, u64 unique)
+struct dfs_request *dfs_connection_answered(const struct dfs_daemon *daemon, u64 unique)
 {
+	struct dfs_connection *connection = daemon->connection;
 	struct dfs_request *request, *found = NULL;
 
 	spin_lock(&connection->spin);
+	if (connection->daemon != daemon->number)
+		goto out;
 	list_for_each_entry(request, dfs_sent_bucket(connection, unique), link)
 	{
 		if (request->head.unique == unique && !request->copying) {
@@ -344,6 +489,7 @@ struct dfs_request *dfs_connection_answered(struct dfs_connection *connection, u
 			break;
 		}
 	}
+out:
 	spin_unlock(&connection->spin);
 	return found;
 }

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A connection: one mount's requests to its client daemon, over /dev/distfuse, in the FUSE wire protocol.
+ * A connection: one mount's requests to its client daemon, over /dev/distfuse, in the FUSE wire protocol. uapi.h is the contract with the
+ * daemon: states of a connection, hand-over, what is sent again.
  *
  * Parties: callers (operations, writeback, readahead) make requests; the daemon's threads read and answer them; the device's
- * release says that the daemon is gone.
+ * release says that the daemon is gone; ATTACH brings the next one.
  *
  * States of a request: NEW → PENDING (queued) → SENT (read by the daemon) → DONE (answered, failed). SENT → PENDING when the
  * daemon is lost: the next daemon is sent it again, in the order of `unique`, with the same `unique`. A request whose caller was
  * killed goes on by itself: the pins that cover it go with its end (dfs_request_call).
  *
  * Serialised by: `spin`, for queues and states. Copying to and from the daemon's memory happens outside of it: COPYING keeps the
- * request from being ended or sent again meanwhile.
+ * request from being ended or sent again meanwhile. At each time one daemon alone reads (`daemon`, and not `leaving`), and only who was sent a
+ * request, the present daemon, may answer it: the next one takes the number when nothing is SENT, or the descriptor is closed.
  *
  * Recovery: no daemon: requests wait for `give_up`, then the connection is aborted. Aborted: every request ends with -ENOTCONN, now and
  * ever after.
@@ -51,6 +53,7 @@ enum dfs_request_state {
 
 struct dfs_request {
 	struct list_head link; /* pending, or a bucket of sent */
+	struct list_head age;  /* connection->unanswered */
 	refcount_t refs;
 	u8 state;     /* enum dfs_request_state; under connection->spin */
 	bool copying; /* a thread of the daemon copies; under connection->spin */
@@ -61,6 +64,9 @@ struct dfs_request {
 	bool pages_owned;  /* page references go with the request */
 	bool pages_in;	   /* pages are the request's payload (WRITE), else the answer's */
 	int error;	   /* of the answer: 0 or -errno */
+	u64 session;	   /* under which it was made; 0: there was none */
+	u64 lowest;	   /* the oldest that was unanswered when it was sent */
+	bool again;	   /* sent to an earlier daemon */
 	struct dfs_connection *connection;
 	u32 in_size;
 	u32 out_size;
@@ -83,6 +89,12 @@ struct dfs_request {
 	u8 inline_out[DFS_INLINE_OUT];
 };
 
+/* An open descriptor that is or was a connection's daemon. */
+struct dfs_daemon {
+	struct dfs_connection *connection;
+	u32 number;
+};
+
 struct dfs_connection {
 	struct list_head link; /* of all, under dfs_connections_mutex */
 	refcount_t refs;
@@ -91,12 +103,20 @@ struct dfs_connection {
 	spinlock_t spin;
 	struct list_head pending;
 	struct list_head sent[DFS_SENT_BUCKETS];
+	struct list_head unanswered; /* pending and sent, the oldest first */
+	u32 sent_count;
+	wait_queue_head_t drained; /* nothing is sent, or the daemon is gone */
 	wait_queue_head_t readers;
 	wait_queue_head_t room; /* for background requests */
 	u32 background;
 	u64 next_unique;
-	bool attached; /* there is a daemon */
-	bool ready;    /* it has answered INIT */
+	u32 daemons; /* so far */
+	u32 daemon;  /* the present one's number; 0: none */
+	struct pid *daemon_process;
+	bool leaving;	/* it gets no request any more */
+	bool attaching; /* a next one waits for that */
+	bool ready;	/* it has answered INIT */
+	bool refused;	/* its answer to INIT was no good */
 	bool aborted;
 	bool mounted;
 	u32 give_up_ms;
@@ -130,17 +150,20 @@ void dfs_connection_put(struct dfs_connection *connection);
 struct dfs_connection *dfs_connection_claim(u64 id);
 struct dfs_connection *dfs_connection_of_device(u32 minor);
 void dfs_connection_abort(struct dfs_connection *connection);
-/* Makes this the connection's daemon: sends INIT, then what the former one left. -EBUSY; -ENOTCONN. */
-int dfs_connection_attach(struct dfs_connection *connection);
-void dfs_connection_detach(struct dfs_connection *connection);
+/*
+ * Makes this the connection's daemon, and sends INIT, then what the former one left. One that is there has drain_ms to leave. -EBUSY: another attach is
+ * under way, or it cannot be made to leave; -ENOTCONN; -EINTR.
+ */
+int dfs_connection_attach(struct dfs_daemon *daemon, u32 drain_ms);
+void dfs_connection_detach(struct dfs_daemon *daemon);
 
 /* For device.c: the next request for the daemon, marked COPYING and SENT, or an error (-EAGAIN with `nonblock`). */
-struct dfs_request *dfs_connection_next(struct dfs_connection *connection, size_t room,
+struct dfs_request *dfs_connection_next(const struct dfs_daemon *daemon, size_t room,
 					bool nonblock);
 void dfs_connection_copied(struct dfs_request *request, int error);
-struct dfs_request *dfs_connection_answered(struct dfs_connection *connection, u64 unique);
+struct dfs_request *dfs_connection_answered(const struct dfs_daemon *daemon, u64 unique);
 void dfs_connection_finish(struct dfs_request *request, int error);
-bool dfs_connection_readable(struct dfs_connection *connection);
+bool dfs_connection_readable(const struct dfs_daemon *daemon);
 
 int dfs_request_cache_init(void);
 void dfs_request_cache_exit(void);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * debugfs: distfuse/MAJOR:MINOR/ of each mount, for root: `counters` (name value), `session`, `locks` and `requests` (a header line, then one line each).
+ * Whatever is written to `abort` ends all requests of the mount, now and later, with ENOTCONN (uapi.h).
  * For people and tests: names of columns stay, columns may be added at the end.
  */
 #include <linux/debugfs.h>
@@ -63,9 +64,11 @@ static int session_show(struct seq_file *out, void *unused)
 		   session->epoch, session->lock_count, session->idle_count);
 	spin_unlock_bh(&session->spin);
 	seq_printf(out, "daemon %s\n",
-		   READ_ONCE(connection->attached)  ? "attached"
-		   : READ_ONCE(connection->aborted) ? "aborted"
+		   READ_ONCE(connection->aborted)   ? "aborted"
+		   : READ_ONCE(connection->leaving) ? "leaving"
+		   : READ_ONCE(connection->daemon)  ? "attached"
 						    : "away");
+	seq_printf(out, "daemons %u\n", READ_ONCE(connection->daemons));
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(session);
@@ -127,6 +130,19 @@ static int requests_show(struct seq_file *out, void *unused)
 }
 DEFINE_SHOW_ATTRIBUTE(requests);
 
+static ssize_t abort_write(struct file *file, const char __user *bytes, size_t length, loff_t *at)
+{
+	dfs_connection_abort(file->private_data);
+	return length;
+}
+
+static const struct file_operations abort_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = abort_write,
+	.llseek = no_llseek,
+};
+
 void dfs_debug_mounted(struct dfs_connection *connection)
 {
 	char name[32];
@@ -137,6 +153,7 @@ void dfs_debug_mounted(struct dfs_connection *connection)
 	debugfs_create_file("session", 0400, connection->debug, connection, &session_fops);
 	debugfs_create_file("locks", 0400, connection->debug, connection, &locks_fops);
 	debugfs_create_file("requests", 0400, connection->debug, connection, &requests_fops);
+	debugfs_create_file("abort", 0200, connection->debug, connection, &abort_fops);
 }
 
 /* Waits for readers: nothing of the connection is looked at afterwards. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* /dev/distfuse: what the daemon reads and writes, and its ioctls (uapi.h). One open descriptor is at most one connection's daemon. */
+/* /dev/distfuse: what the daemon reads and writes, and its ioctls (uapi.h). One open descriptor is one daemon's at most. */
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mm.h>
@@ -11,10 +11,10 @@
 #include "session.h"
 #include "uapi.h"
 
-static struct dfs_connection *dfs_of_file(struct file *file)
+static struct dfs_daemon *dfs_of_file(struct file *file)
 {
-	/* Pairs with the cmpxchg of dfs_become: the connection is whole. */
-	return smp_load_acquire((struct dfs_connection **)&file->private_data);
+	/* Pairs with the cmpxchg of dfs_become: the daemon is whole. */
+	return smp_load_acquire((struct dfs_daemon **)&file->private_data);
 }
 
 static int dfs_copy_pages(struct dfs_request *request, struct iov_iter *iter, u32 bytes, bool out)
@@ -35,19 +35,26 @@ static int dfs_copy_pages(struct dfs_request *request, struct iov_iter *iter, u3
 
 static ssize_t dfs_device_read(struct kiocb *iocb, struct iov_iter *to)
 {
-	struct dfs_connection *connection = dfs_of_file(iocb->ki_filp);
+	struct dfs_daemon *daemon = dfs_of_file(iocb->ki_filp);
+	struct dfs_request_head head = {};
 	struct dfs_request *request;
 	ssize_t length;
 	int error = 0;
 
-	if (!connection)
+	if (!daemon)
 		return -EPERM;
-	request = dfs_connection_next(connection, iov_iter_count(to),
+	if (iov_iter_count(to) < sizeof(head))
+		return -EINVAL;
+	request = dfs_connection_next(daemon, iov_iter_count(to) - sizeof(head),
 				      iocb->ki_filp->f_flags & O_NONBLOCK);
 	if (IS_ERR(request))
 		return PTR_ERR(request);
-	length = request->head.len;
-	if (copy_to_iter(&request->head, sizeof(request->head), to) != sizeof(request->head) ||
+	length = sizeof(head) + request->head.len;
+	head.session = request->session;
+	head.lowest = request->lowest;
+	head.flags = request->again ? DFS_RESENT : 0;
+	if (copy_to_iter(&head, sizeof(head), to) != sizeof(head) ||
+	    copy_to_iter(&request->head, sizeof(request->head), to) != sizeof(request->head) ||
 	    copy_to_iter(request->in, request->in_size, to) != request->in_size)
 		error = -EFAULT;
 	else if (request->pages_in)
@@ -72,20 +79,20 @@ static int dfs_take_body(struct dfs_request *request, struct iov_iter *from, u32
 
 static ssize_t dfs_device_write(struct kiocb *iocb, struct iov_iter *from)
 {
-	struct dfs_connection *connection = dfs_of_file(iocb->ki_filp);
+	struct dfs_daemon *daemon = dfs_of_file(iocb->ki_filp);
 	size_t length = iov_iter_count(from);
 	struct fuse_out_header head;
 	struct dfs_request *request;
 	int error = 0;
 
-	if (!connection)
+	if (!daemon)
 		return -EPERM;
 	if (length < sizeof(head) || copy_from_iter(&head, sizeof(head), from) != sizeof(head))
 		return -EINVAL;
 	if (head.len != length || head.error > 0 || head.error <= -1000 || !head.unique ||
 	    (head.error && length != sizeof(head)))
 		return -EINVAL;
-	request = dfs_connection_answered(connection, head.unique);
+	request = dfs_connection_answered(daemon, head.unique);
 	if (!request)
 		return -ENOENT;
 	if (!head.error)
@@ -101,25 +108,35 @@ static ssize_t dfs_device_write(struct kiocb *iocb, struct iov_iter *from)
 
 static __poll_t dfs_device_poll(struct file *file, poll_table *wait)
 {
-	struct dfs_connection *connection = dfs_of_file(file);
+	struct dfs_daemon *daemon = dfs_of_file(file);
 
-	if (!connection)
+	if (!daemon)
 		return EPOLLERR;
-	poll_wait(file, &connection->readers, wait);
+	poll_wait(file, &daemon->connection->readers, wait);
 	return EPOLLOUT | EPOLLWRNORM |
-	       (dfs_connection_readable(connection) ? EPOLLIN | EPOLLRDNORM : 0);
+	       (dfs_connection_readable(daemon) ? EPOLLIN | EPOLLRDNORM : 0);
 }
 
 /* The descriptor takes the caller's reference. */
-static int dfs_become(struct file *file, struct dfs_connection *connection)
+static int dfs_become(struct file *file, struct dfs_connection *connection, u32 drain_ms,
+		      u32 *number)
 {
+	struct dfs_daemon *daemon = kzalloc(sizeof(*daemon), GFP_KERNEL);
 	int error;
 
-	if (cmpxchg(&file->private_data, NULL, (void *)connection))
-		return -EBUSY;
-	error = dfs_connection_attach(connection);
-	if (error)
-		WRITE_ONCE(file->private_data, NULL);
+	if (!daemon)
+		return -ENOMEM;
+	daemon->connection = connection;
+	error = dfs_connection_attach(daemon, drain_ms);
+	if (!error) {
+		*number = daemon->number;
+		if (!cmpxchg(&file->private_data, NULL, (void *)daemon))
+			return 0;
+		/* Two ioctls on one descriptor: the other was first. */
+		dfs_connection_detach(daemon);
+		error = -EBUSY;
+	}
+	kfree(daemon);
 	return error;
 }
 
@@ -127,6 +144,7 @@ static long dfs_ioctl_new(struct file *file, struct dfs_ioc_new __user *argument
 {
 	struct dfs_connection *connection;
 	struct dfs_ioc_new new;
+	u32 number;
 	int error;
 
 	if (copy_from_user(&new, argument, sizeof(new)))
@@ -142,7 +160,7 @@ static long dfs_ioctl_new(struct file *file, struct dfs_ioc_new __user *argument
 	error = dfs_session_open(connection, &new);
 	if (!error) {
 		new.connection = connection->id;
-		error = dfs_become(file, connection);
+		error = dfs_become(file, connection, 0, &number);
 		if (error)
 			dfs_session_close(connection);
 	}
@@ -155,40 +173,65 @@ static long dfs_ioctl_new(struct file *file, struct dfs_ioc_new __user *argument
 	return error;
 }
 
+/* What `look` tells, and an attach beside. */
+static void dfs_describe(struct dfs_connection *connection, struct dfs_ioc_attach *attach)
+{
+	attach->connection = connection->id;
+	attach->session = attach->incarnation = attach->lease_ms = 0;
+	(void)dfs_session_describe(connection, &attach->session, &attach->incarnation,
+				   &attach->lease_ms);
+	spin_lock(&connection->spin);
+	attach->daemon = connection->daemon;
+	attach->aborted = connection->aborted;
+	attach->give_up_ms = connection->give_up_ms;
+	spin_unlock(&connection->spin);
+}
+
 static long dfs_ioctl_attach(struct file *file, struct dfs_ioc_attach __user *argument)
 {
 	struct dfs_connection *connection;
 	struct dfs_ioc_attach attach;
-	int error;
+	int error = 0;
 
 	if (copy_from_user(&attach, argument, sizeof(attach)))
 		return -EFAULT;
 	if (attach.abi != DFS_ABI)
 		return -EPROTONOSUPPORT;
+	if (dfs_of_file(file))
+		return -EBUSY;
 	connection = dfs_connection_of_device(attach.device_minor);
 	if (!connection)
 		return -ENODEV;
-	attach.connection = connection->id;
-	dfs_session_describe(connection, &attach.session, &attach.incarnation, &attach.lease_ms);
-	attach.reserved = 0;
-	error = copy_to_user(argument, &attach, sizeof(attach)) ? -EFAULT
-								: dfs_become(file, connection);
-	if (error)
+	if (!attach.look && !dfs_session_of_cluster(connection, attach.cluster))
+		error = -EXDEV;
+	else if (!attach.look)
+		error = dfs_become(file, connection, attach.drain_ms, &attach.daemon);
+	if (!error) {
+		u32 number = attach.daemon;
+
+		/* After the attach: what session there is now is the one that is followed from here. */
+		dfs_describe(connection, &attach);
+		if (!attach.look)
+			attach.daemon = number;
+		if (copy_to_user(argument, &attach, sizeof(attach)))
+			error = -EFAULT; /* if it is the daemon, the descriptor's release ends it */
+	}
+	if (attach.look || (error && !dfs_of_file(file)))
 		dfs_connection_put(connection);
 	return error;
 }
 
 static long dfs_ioctl_session(struct file *file, struct dfs_ioc_session __user *argument)
 {
-	struct dfs_connection *connection = dfs_of_file(file);
+	struct dfs_daemon *daemon = dfs_of_file(file);
 	struct dfs_ioc_session session;
 	int error;
 
-	if (!connection)
+	if (!daemon)
 		return -EPERM;
 	if (copy_from_user(&session, argument, sizeof(session)))
 		return -EFAULT;
-	error = dfs_session_await(connection, &session);
+	error = dfs_session_await(daemon, &session);
 	if (error)
 		return error;
 	return copy_to_user(argument, &session, sizeof(session)) ? -EFAULT : 0;
@@ -216,14 +259,17 @@ static int dfs_device_open(struct inode *inode, struct file *file)
 
 static int dfs_device_release(struct inode *inode, struct file *file)
 {
-	struct dfs_connection *connection = dfs_of_file(file);
+	struct dfs_daemon *daemon = dfs_of_file(file);
+	struct dfs_connection *connection;
 
-	if (connection) {
-		dfs_connection_detach(connection);
-		if (!READ_ONCE(connection->mounted))
-			dfs_session_close(connection);
-		dfs_connection_put(connection);
-	}
+	if (!daemon)
+		return 0;
+	connection = daemon->connection;
+	dfs_connection_detach(daemon);
+	kfree(daemon);
+	if (!READ_ONCE(connection->mounted))
+		dfs_session_close(connection);
+	dfs_connection_put(connection);
 	return 0;
 }
 

@@ -401,6 +401,16 @@ static void dfs_ask_for(struct dfs_lock *lock, struct dfs_waiter *waiter)
 	}
 }
 
+static bool dfs_aborted(const struct dfs_lock *lock)
+{
+	return READ_ONCE(lock->session->connection->aborted);
+}
+
+void dfs_lock_aborted(struct dfs_lock *lock, void *unused)
+{
+	wake_up_all(&lock->wait);
+}
+
 static bool dfs_waiter_woken(const struct dfs_waiter *waiter)
 {
 	return READ_ONCE(waiter->pinned) || READ_ONCE(waiter->refused) ||
@@ -412,8 +422,6 @@ static int dfs_wait_for_trust(struct dfs_lock *lock, u64 since_ms)
 {
 	struct dfs_session *session = lock->session;
 
-	if (READ_ONCE(session->connection->aborted))
-		return -ENOTCONN;
 	if (dfs_now_ms() - since_ms > session->give_up_ms)
 		return -EIO;
 	if (fatal_signal_pending(current))
@@ -433,7 +441,8 @@ static int dfs_wait_once(struct dfs_lock *lock, struct dfs_waiter *waiter, u32 *
 	dfs_ask_for(lock, waiter);
 	spin_unlock_bh(&lock->spin);
 	if (!dfs_waiter_woken(waiter))
-		error = wait_event_killable(lock->wait, dfs_waiter_woken(waiter));
+		error = wait_event_killable(lock->wait,
+					    dfs_waiter_woken(waiter) || dfs_aborted(lock));
 	spin_lock_bh(&lock->spin);
 	pinned = waiter->pinned;
 	if (!pinned && error)
@@ -469,6 +478,10 @@ int dfs_lock_wait(struct dfs_lock *lock, u32 mode, bool try_only)
 	INIT_LIST_HEAD(&waiter.link);
 	dfs_count(lock->session->connection, pins_waited);
 	for (;;) {
+		if (dfs_aborted(lock)) {
+			error = -ENOTCONN;
+			break;
+		}
 		if (READ_ONCE(lock->lost) || !dfs_session_trusted(lock->session)) {
 			error = try_only ? -EWOULDBLOCK : dfs_wait_for_trust(lock, since_ms);
 			if (error)

@@ -96,6 +96,8 @@ int dfs_lock_wait(struct dfs_lock *lock, u32 mode, bool try_only);
 void dfs_locks_each(struct dfs_session *session, void (*act)(struct dfs_lock *lock, void *argument),
 		    void *argument);
 void dfs_lock_detach(struct dfs_lock *lock, u32 epoch);
+/* The connection was aborted: who waits for the lock looks again. */
+void dfs_lock_aborted(struct dfs_lock *lock, void *unused);
 /* 1: begun, the session hears of its end; 0: nothing to take. */
 int dfs_lock_reassert(struct dfs_lock *lock);
 void dfs_lock_resume(struct dfs_lock *lock);

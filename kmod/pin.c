@@ -11,6 +11,9 @@ static int dfs_pin_one(struct dfs_pins *pins, struct inode *inode, u32 mode)
 	struct dfs_lock *lock = dfs_i(inode)->lock;
 	int error = 0;
 
+	/* What would be written under it could not be written back. */
+	if (READ_ONCE(dfs_c(inode)->aborted))
+		return -ENOTCONN;
 	if (!dfs_lock_pin_now(lock, mode))
 		error = dfs_lock_wait(lock, mode, false);
 	if (!error)

@@ -9,6 +9,7 @@
 
 #include "connection.h"
 #include "inode.h"
+#include "session.h"
 #include "trace.h"
 
 /*
@@ -76,10 +77,13 @@ struct dfs_request *dfs_request_new(struct dfs_connection *connection, u32 opcod
 		return NULL;
 	memset(request, 0, offsetof(struct dfs_request, inline_in));
 	INIT_LIST_HEAD(&request->link);
+	INIT_LIST_HEAD(&request->age);
 	init_waitqueue_head(&request->wait);
 	INIT_WORK(&request->work, dfs_request_forgotten);
 	refcount_set(&request->refs, 1);
 	request->connection = dfs_connection_get(connection);
+	/* Under the pins of its caller: what is sent much later must not change anything under the next session. */
+	request->session = dfs_session_number(connection);
 	request->in = request->inline_in;
 	request->out = request->inline_out;
 	if (in_size > DFS_INLINE_IN)
@@ -121,6 +125,7 @@ static void dfs_request_queue(struct dfs_request *request)
 	request->state = DFS_REQUEST_PENDING;
 	refcount_inc(&request->refs);
 	list_add_tail(&request->link, &connection->pending);
+	list_add_tail(&request->age, &connection->unanswered);
 	trace_distfuse_request_queued(request);
 	wake_up(&connection->readers);
 }
@@ -133,7 +138,10 @@ void dfs_connection_finish(struct dfs_request *request, int error)
 	spin_lock(&connection->spin);
 	request->copying = false;
 	request->error = error;
+	if (request->state == DFS_REQUEST_SENT && !--connection->sent_count)
+		wake_up(&connection->drained);
 	request->state = DFS_REQUEST_DONE;
+	list_del_init(&request->age);
 	trace_distfuse_request_ended(request);
 	list_del_init(&request->link);
 	left = request->caller_left;
@@ -181,6 +189,7 @@ static bool dfs_request_leave(struct dfs_request *request, struct dfs_pins *pins
 		left = true;
 	} else if (request->state == DFS_REQUEST_PENDING) {
 		list_del_init(&request->link);
+		list_del_init(&request->age);
 		request->state = DFS_REQUEST_DONE;
 		dropped = true;
 	}
@@ -216,9 +225,11 @@ void dfs_request_start(struct dfs_request *request)
 {
 	struct dfs_connection *connection = request->connection;
 
-	request->background = true;
+	/* What the others wait for waits for no room. */
+	request->background = request->head.opcode != FUSE_INIT;
 	spin_lock(&connection->spin);
-	while (connection->background >= DFS_BACKGROUND && !connection->aborted) {
+	while (request->background && connection->background >= DFS_BACKGROUND &&
+	       !connection->aborted) {
 		spin_unlock(&connection->spin);
 		wait_event(connection->room, READ_ONCE(connection->background) < DFS_BACKGROUND ||
 						     READ_ONCE(connection->aborted));
@@ -230,7 +241,7 @@ void dfs_request_start(struct dfs_request *request)
 		if (request->end)
 			request->end(request);
 	} else {
-		connection->background++;
+		connection->background += request->background;
 		dfs_request_queue(request);
 		spin_unlock(&connection->spin);
 	}

@@ -718,6 +718,18 @@ void dfs_session_aborted(struct dfs_connection *connection)
 		return;
 	dfs_files_wake(session);
 	dfs_glimpses_cut(session);
+	dfs_locks_each(session, dfs_lock_aborted, NULL);
+	wake_up_all(&session->changed);
+	dfs_session_unuse(connection, session);
+}
+
+void dfs_session_daemon_changed(struct dfs_connection *connection)
+{
+	struct dfs_session *session = dfs_session_use(connection);
+
+	if (!session)
+		return;
+	wake_up_all(&session->changed);
 	dfs_session_unuse(connection, session);
 }
 
@@ -737,17 +749,49 @@ int dfs_session_describe(struct dfs_connection *connection, u64 *session, u64 *i
 	return 0;
 }
 
-int dfs_session_await(struct dfs_connection *connection, struct dfs_ioc_session *session)
+u64 dfs_session_number(struct dfs_connection *connection)
 {
+	u64 number;
+
+	/* The session is freed after the pointer went under this spin. */
+	spin_lock(&connection->spin);
+	number = connection->session ? READ_ONCE(connection->session->id) : 0;
+	spin_unlock(&connection->spin);
+	return number;
+}
+
+bool dfs_session_of_cluster(struct dfs_connection *connection, const u8 *cluster)
+{
+	struct dfs_session *of = dfs_session_use(connection);
+	bool same;
+
+	if (!of)
+		return true; /* it is being unmounted: the attach will say so */
+	same = !memcmp(of->hello.cluster, cluster, sizeof(of->hello.cluster));
+	dfs_session_unuse(connection, of);
+	return same;
+}
+
+/* Whether the daemon's work is over. */
+static bool dfs_daemon_over(const struct dfs_daemon *daemon)
+{
+	return READ_ONCE(daemon->connection->aborted) ||
+	       READ_ONCE(daemon->connection->daemon) != daemon->number;
+}
+
+int dfs_session_await(const struct dfs_daemon *daemon, struct dfs_ioc_session *session)
+{
+	struct dfs_connection *connection = daemon->connection;
 	struct dfs_session *of = dfs_session_use(connection);
 	int error;
 
 	if (!of)
 		return -ENOTCONN;
 	error = wait_event_interruptible(of->changed, READ_ONCE(of->id) != session->known ||
-							      READ_ONCE(of->stopping));
+							      READ_ONCE(of->stopping) ||
+							      dfs_daemon_over(daemon));
 	spin_lock_bh(&of->spin);
-	if (!error && of->stopping)
+	if (!error && (of->stopping || dfs_daemon_over(daemon)))
 		error = -ENOTCONN;
 	session->session = of->id;
 	session->incarnation = of->incarnation;

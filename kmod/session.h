@@ -41,6 +41,7 @@
 #define DFS_FROZEN 64u
 
 struct dfs_connection;
+struct dfs_daemon;
 struct dfs_lock;
 
 enum dfs_session_event {
@@ -133,7 +134,12 @@ void dfs_session_close(struct dfs_connection *connection);
 /* -ENOTCONN: it has ended. */
 int dfs_session_describe(struct dfs_connection *connection, u64 *session, u64 *incarnation,
 			 u32 *lease_ms);
-int dfs_session_await(struct dfs_connection *connection, struct dfs_ioc_session *session);
+/* 0: there is none at the moment. */
+u64 dfs_session_number(struct dfs_connection *connection);
+bool dfs_session_of_cluster(struct dfs_connection *connection, const u8 *cluster);
+/* -ENOTCONN: the session has ended, or the daemon's work is over. */
+int dfs_session_await(const struct dfs_daemon *daemon, struct dfs_ioc_session *session);
+void dfs_session_daemon_changed(struct dfs_connection *connection);
 
 /* Whether what is held may be used now. */
 bool dfs_session_trusted(const struct dfs_session *session);

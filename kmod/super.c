@@ -282,6 +282,7 @@ static void dfs_kill_super(struct super_block *sb)
 	dfs_session_close(mount->connection);
 	dfs_connection_abort(mount->connection);
 	cancel_delayed_work_sync(&mount->connection->give_up);
+	WRITE_ONCE(mount->connection->device, 0); /* the number is another mount's from now on */
 	dfs_free_mount(mount);
 }
 

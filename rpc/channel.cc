@@ -183,6 +183,7 @@ bool Channel::advance_down(std::uint32_t target, Clock::time_point now) {
   hello.token = link.own_token = draw_token();
   hello.channel = link.channel;
   hello.attempt = ++link.attempts;
+  hello.daemon = state_.options.daemon;
   hello.role = static_cast<std::uint32_t>(state_.options.role);
   hello.services = state_.targets[target]->service;
   auto handshake = Handshake::start(state_.targets[target]->address, hello, worker_->address());

@@ -75,8 +75,8 @@ class ClientImpl final : public Client {
     state_.options = options;
   }
   Status start();
-  Result<MetadataReply> call(const MetadataRequest& request, std::uint32_t uid,
-                             std::uint32_t gid) override;
+  Result<MetadataReply> call_named(const MetadataRequest& request, std::uint32_t uid,
+                                   std::uint32_t gid, const RequestName* name) override;
   Status run(std::span<DataCall> calls) override;
   Status check_reachable(std::chrono::milliseconds timeout) override;
   std::uint64_t connection(std::uint32_t target) override;
@@ -168,13 +168,14 @@ void ClientImpl::give_back(std::unique_ptr<Channel> channel) {
   returned_.notify_one();
 }
 
-Result<MetadataReply> ClientImpl::call(const MetadataRequest& request, std::uint32_t uid,
-                                       std::uint32_t gid) {
+Result<MetadataReply> ClientImpl::call_named(const MetadataRequest& request, std::uint32_t uid,
+                                             std::uint32_t gid, const RequestName* name) {
   if (state_.options.meta.empty()) return Error{EINVAL, "no meta target"};
   auto loan = borrow();
   if (!loan) return loan.error();
   Channel& channel = *loan->operator->();
-  const auto id = ids_.begin(channel.index());
+  auto id = ids_.begin(channel.index());
+  if (name != nullptr) id = {name->id, name->lowest_unanswered};
   struct End {
     RequestIds& ids;
     unsigned index;

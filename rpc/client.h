@@ -32,7 +32,9 @@ struct ClientOptions {
   std::vector<std::string> data;  ///< host:port of each data target, in the order of their numbers.
   std::string cluster_id;         ///< 32 hex digits.
   Role role = Role::client;
-  SessionId session = 0;   ///< From lockd; 0 for the roles lockd and storaged.
+  SessionId session = 0;  ///< From lockd; 0 for the roles lockd and storaged.
+  std::uint64_t daemon =
+      0;  ///< Which of the session's processes, one after the other, this is (rpc/wire.h).
   std::string device;      ///< UCX_NET_DEVICES; empty: any.
   unsigned channels = 64;  ///< Calls in flight at most; more wait for a free channel.
   std::chrono::milliseconds give_up{
@@ -56,6 +58,12 @@ struct ClientCounters {
   std::uint64_t metadata_calls = 0, data_calls = 0, connects = 0, retries = 0, failures = 0;
 };
 
+/// A metadata request's id, given by a caller whose request may be sent again by a next process: the same then.
+struct RequestName {
+  std::uint64_t id = 0;
+  std::uint64_t lowest_unanswered = 0;  ///< No request of the session below it is ever sent again.
+};
+
 /// Thread-safe. Destroy only when no call runs.
 class Client {
  public:
@@ -66,8 +74,12 @@ class Client {
   /// One metadata operation. Error: what the meta target answered (MetadataReply::error, no
   /// message), or EIO: given up; kFenced (rpc/data.h): the session is fenced; EPROTO: the target refused this
   /// client (version, cluster) or is broken.
-  virtual Result<MetadataReply> call(const MetadataRequest& request, std::uint32_t uid,
-                                     std::uint32_t gid) = 0;
+  Result<MetadataReply> call(const MetadataRequest& request, std::uint32_t uid, std::uint32_t gid) {
+    return call_named(request, uid, gid, nullptr);
+  }
+  /// `name`: null, or the id that the request goes under. A client is given names for all requests that change something, or for none.
+  virtual Result<MetadataReply> call_named(const MetadataRequest& request, std::uint32_t uid,
+                                           std::uint32_t gid, const RequestName* name) = 0;
 
   /// All of the batch in flight at once; returns when each has its result and no buffer is in use
   /// any more. Error: that of the first failed call.

@@ -10,6 +10,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "rpc/server_impl.h"
@@ -275,13 +276,39 @@ void ServerImpl::hello(Connection& connection) {
   // Of a server that stood still: the client has given this one up, and connects anew from the same worker. Two endpoints to one
   // worker, one of which ends at once, make UCX 1.13 abort there (an assertion in its wire-up).
   if (has_ended(connection.stream.get())) return doom(connection);
+  if (!succeed(hello))
+    return refuse(connection, {EPROTO, "a later daemon of this mount has taken over"});
   if (!join_channel(connection, hello)) return;
   if (connection.held) {
     --handshakes_;
-    return spdlog::debug("rpc: {} waits for the end of its channel's earlier connection",
-                         connection.peer.name);
+    return spdlog::debug("rpc: {} waits for the end of earlier connections", connection.peer.name);
   }
   open(connection, hello, address);
+}
+
+/// Ends what belongs to earlier daemons of the session. False: there is a later one.
+bool ServerImpl::succeed(const wire::Hello& hello) {
+  if (hello.daemon == 0) return true;
+  for (const auto& [token, other] : connections_)
+    if (other->channel != 0 && other->session == hello.session && !other->doomed &&
+        other->daemon > hello.daemon)
+      return false;
+  for (auto& [token, other] : connections_)
+    if (other->channel != 0 && other->session == hello.session && other->daemon < hello.daemon)
+      doom(*other);
+  return true;
+}
+
+bool ServerImpl::has_predecessor(const Connection& connection) const {
+  const auto precedes = [&](const Connection& other) {
+    return other.channel != 0 && other.session == connection.session &&
+           other.daemon < connection.daemon;
+  };
+  if (connection.daemon == 0) return false;
+  return std::any_of(closing_.begin(), closing_.end(),
+                     [&](const auto& other) { return precedes(*other); }) ||
+         std::any_of(connections_.begin(), connections_.end(),
+                     [&](const auto& other) { return precedes(*other.second); });
 }
 
 /// False: doomed. Ends the channel's earlier connection; held if that is not gone yet.
@@ -299,19 +326,29 @@ bool ServerImpl::join_channel(Connection& connection, const wire::Hello& hello) 
   }
   channel.attempt = hello.attempt;
   connection.channel = hello.channel;
-  connection.held = channel.connections++ != 0;
+  connection.session = hello.session;
+  connection.daemon = hello.daemon;
+  connection.held = channel.connections++ != 0 || has_predecessor(connection);
   if (channel.present != nullptr) doom(*channel.present);
   channel.present = &connection;
   return true;
 }
 
-/// The connection is gone. What waited for that is opened.
+/// The connection is gone.
 void ServerImpl::leave_channel(Connection& connection) {
   if (connection.channel == 0) return;
   const auto it = channels_.find(connection.channel);
-  if (--it->second.connections == 0) return (void)channels_.erase(it);
-  Connection* const present = it->second.present;
-  if (it->second.connections == 1 && present != nullptr && present->held) admit(*present);
+  if (--it->second.connections == 0) channels_.erase(it);
+}
+
+/// Connections have gone. What waited for that is opened.
+void ServerImpl::admit_held() {
+  std::vector<Connection*> ready;
+  for (const auto& [token, connection] : connections_)
+    if (connection->held && !connection->doomed &&
+        channels_.at(connection->channel).connections == 1 && !has_predecessor(*connection))
+      ready.push_back(connection.get());
+  for (Connection* connection : ready) admit(*connection);
 }
 
 void ServerImpl::admit(Connection& connection) {
@@ -439,6 +476,7 @@ void ServerImpl::reap() {
     return true;
   });
   for (const auto& connection : gone) leave_channel(*connection);
+  if (!gone.empty()) admit_held();
 }
 
 void ServerImpl::close_endpoint(Connection& connection) {

@@ -3,7 +3,7 @@
 //
 // A connection: handshake → (held → ) open → doomed (broken, or its stream ended, or its channel connects anew; from any callback) →
 // closing (endpoint being closed) → gone, when the endpoint is closed and no slot refers to it. Held: its hello is good, and an
-// earlier connection of its channel is not gone yet. A slot is one request from its message to the end of its answer:
+// earlier connection of its channel, or of an earlier daemon of its session, is not gone yet. A slot is one request from its message to the end of its answer:
 // receiving → (waiting for write memory) → ready → handling → sending → free.
 #pragma once
 
@@ -57,6 +57,8 @@ class ServerImpl final : public Server {
     FrameReader reader;  ///< While in handshake or held.
     bool held = false;
     std::uint64_t channel = 0;   ///< Key of channels_; 0: said no good hello.
+    SessionId session = 0;       ///< With `channel`.
+    std::uint64_t daemon = 0;    ///< With `channel`.
     Clock::time_point deadline;  ///< Of the handshake.
     Peer peer;
     ucp_ep_h endpoint = nullptr;  ///< Null: in handshake or held.
@@ -100,6 +102,9 @@ class ServerImpl final : public Server {
   void refuse(Connection& connection, const Error& error);
   bool join_channel(Connection& connection, const wire::Hello& hello);
   void leave_channel(Connection& connection);
+  bool succeed(const wire::Hello& hello);
+  [[nodiscard]] bool has_predecessor(const Connection& connection) const;
+  void admit_held();
   void admit(Connection& connection);
   void open(Connection& connection, const wire::Hello& hello, std::span<const std::byte> address);
   void expire_handshakes();

@@ -19,6 +19,12 @@
 //   which is what such a disk is worth; other channels and clients notice nothing; the first attempt after its end is welcome.
 //   A restarted server has none of this to wait for: its requests died with its process.
 //
+// Daemons of one mount (mode `kernel`): a session may outlive the client process, and the next one sends again what the former had not been
+// answered. Hello.daemon counts them. A client's Hello ends all connections of its session that belong to earlier daemons, of whatever channel,
+// and is held until they are gone altogether, as above; one of an earlier daemon than a connection that is here belongs to is refused. So nothing of a
+// former daemon takes effect after anything of a later one. (A former one that lived on would have to come back while the later one has no
+// connection at all: the module has let it answer everything, or has seen the end of its process, before there is a later one.)
+//
 // Boot: Welcome says which start of its machine the server runs in (ServerOptions::boot). What was answered under another number
 // and not synced may be gone (client/cache/unsynced.h).
 //
@@ -65,7 +71,7 @@
 namespace distfuse::rpc::wire {
 
 inline constexpr std::uint64_t kMagic = 0x4346525053464400;  ///< Never changes.
-inline constexpr std::uint32_t kProtocolVersion = 3;
+inline constexpr std::uint32_t kProtocolVersion = 4;
 inline constexpr std::size_t kMaxAddress =
     4096;  ///< UCX worker address: 50 bytes a transport and device.
 inline constexpr std::size_t kMaxReason = 512;
@@ -90,13 +96,14 @@ struct Hello {  ///< Then `address_length` bytes.
   std::uint64_t
       channel;  ///< Drawn by the client, of the channel at this target: nobody else knows it. Not 0.
   std::uint64_t attempt;  ///< Counts up within the channel.
+  std::uint64_t daemon;   ///< Counts up within the session; 0: a session has one client process.
   std::uint32_t role;
   std::uint32_t
       services;  ///< kMetadata or kData: what the client wants; refused by a server of another role.
   std::uint32_t address_length;
   std::uint32_t address_hash;
 };
-static_assert(sizeof(Hello) == 80);
+static_assert(sizeof(Hello) == 88);
 
 enum Service : std::uint32_t { kMetadata = 1, kData = 2 };
 

@@ -16,6 +16,7 @@
 #include <set>
 
 #include "client/kernel/device.h"
+#include "client/kernel/mountinfo.h"
 #include "common/admin.h"
 #include "common/replace_file.h"
 
@@ -262,23 +263,7 @@ Result<json> collect_status(const LocalCluster& local) {
 }
 
 bool is_mountpoint(const std::string& path) {
-  std::ifstream mounts("/proc/self/mountinfo");
-  for (std::string line; std::getline(mounts, line);) {
-    std::istringstream fields(line);
-    std::string field;
-    for (int i = 0; i < 5; ++i) fields >> field;
-    std::string plain;  // mountinfo writes space, tab, newline and backslash as \ooo
-    for (std::size_t i = 0; i < field.size(); ++i) {
-      if (field[i] == '\\' && i + 3 < field.size()) {
-        plain += static_cast<char>(std::stoi(field.substr(i + 1, 3), nullptr, 8));
-        i += 3;
-      } else {
-        plain += field[i];
-      }
-    }
-    if (plain == path) return true;
-  }
-  return false;
+  return kernel::find_mount(path).has_value();
 }
 
 Status check_mount_device(const std::string& coherence) {

@@ -77,8 +77,8 @@ struct UpOptions {
 
 [[nodiscard]] Status up(const UpOptions& options);
 
-/// Starts a storaged or lockd again; one that runs is stopped first. A mount whose client is dead is mounted again. Error: an
-/// unknown name; EBUSY: a mount that runs.
+/// Starts a storaged or lockd again; one that runs is stopped first. A mount of mode `kernel` gets a new client, whether it has one or not; another mount
+/// whose client is dead is mounted again. Error: an unknown name; EBUSY: a mount of mode `user` that runs.
 [[nodiscard]] Status restart(const std::string& root, const std::string& daemon);
 
 struct DownOptions {

@@ -33,6 +33,7 @@ struct MountCommand {
   bool foreground = false;
   bool read_only = false;
   bool debug = false;
+  bool attach = false;
 };
 
 int say(const Status& status) {
@@ -52,7 +53,7 @@ Status serve_mount(const MountCommand& command) {
   auto cluster = config::load_cluster(command.config);
   if (!cluster) return cluster.error();
   DISTFUSE_TRY(check_mount_device(command.coherence));
-  DISTFUSE_TRY(check_mountpoint(command.mountpoint));
+  if (!command.attach) DISTFUSE_TRY(check_mountpoint(command.mountpoint));
   MountOptions options;
   options.cluster = std::move(*cluster);
   options.mountpoint = command.mountpoint;
@@ -64,6 +65,7 @@ Status serve_mount(const MountCommand& command) {
     fmt::print("ready mount={}\n", command.mountpoint);
     std::fflush(stdout);
   };
+  if (command.attach) return kernel::attach_mount(options);
   return command.coherence == "kernel" ? kernel::run_mount(options) : run_mount(options);
 }
 
@@ -83,6 +85,7 @@ Status mount_in_background(const MountCommand& command) {
   add("--admin-socket", command.admin_socket);
   add("--coherence", command.coherence);
   if (command.read_only) daemon.arguments.emplace_back("--read-only");
+  if (command.attach) daemon.arguments.emplace_back("--attach");
   daemon.arguments.push_back(command.mountpoint);
   Progress2s progress("mounting", 1);
   auto started = start_daemon(daemon, std::chrono::seconds(60),
@@ -93,7 +96,10 @@ Status mount_in_background(const MountCommand& command) {
 
 std::string absolute(const std::string& path) {
   std::error_code error;
-  std::string result = fs::weakly_canonical(fs::absolute(path), error);
+  std::string plain = fs::absolute(path).lexically_normal();
+  while (plain.size() > 1 && plain.back() == '/') plain.pop_back();
+  if (is_mountpoint(plain)) return plain;  // nothing is asked of a mount whose client is away
+  std::string result = fs::weakly_canonical(plain, error);
   if (error) result = fs::absolute(path).lexically_normal();  // a dead mount cannot be resolved
   while (result.size() > 1 && result.back() == '/') result.pop_back();
   return result;
@@ -123,7 +129,11 @@ void add_mount(CLI::App& app, MountCommand& command, int& exit_code) {
                   "Serve in this process, until it is unmounted");
   mount->add_flag("--read-only", command.read_only, "Refuse every change");
   mount->add_flag("--debug", command.debug, "Print every request (with --foreground)");
+  mount->add_flag("--attach", command.attach,
+                  "Take over a mount of coherence kernel: its client died, or is replaced by this "
+                  "one");
   mount->callback([&] {
+    if (command.attach) command.coherence = "kernel";
     command.mountpoint = absolute(command.mountpoint);
     exit_code = say(command.foreground ? serve_mount(command) : mount_in_background(command));
   });

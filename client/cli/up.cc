@@ -6,9 +6,11 @@
 #include <cstdio>
 #include <filesystem>
 #include <set>
+#include <utility>
 
 #include "client/cli/local_cluster.h"
 #include "client/cli/progress.h"
+#include "client/kernel/device.h"
 
 namespace distfuse::client {
 namespace {
@@ -33,17 +35,36 @@ std::vector<std::string> mount_command(const LocalCluster& local, const std::str
           "--coherence", coherence, "--name",       name,       mountpoint};
 }
 
-/// What starts it again; a mount whose client is dead is detached first.
+/// A mount of mode `kernel` that has not given up: a next client takes it over, from a dead one or from one that serves it.
+bool can_attach(const RunningDaemon& daemon) {
+  if (daemon.kind != "mount" || daemon.coherence != "kernel") return false;
+  const auto state = kernel::Device::look(daemon.mountpoint);
+  return state && !state->aborted;
+}
+
+/// What starts it again; a mount whose client is dead, and that no other can take over, is detached first.
 Result<std::vector<std::string>> restart_command(const LocalCluster& local,
                                                  const RunningDaemon& daemon) {
   if (daemon.kind == "lockd") return lockd_command(local);
   if (daemon.kind == "storaged") return storaged_command(local, daemon.name);
+  auto command = mount_command(local, daemon.name, daemon.mountpoint, daemon.coherence);
+  if (can_attach(daemon)) {
+    command.emplace_back("--attach");
+    return command;
+  }
   if (alive(daemon.process))
     return Error{EBUSY, fmt::format("{} is a mount and runs: use `distfuse umount {}` and "
                                     "`distfuse mount`",
                                     daemon.name, daemon.mountpoint)};
   if (is_mountpoint(daemon.mountpoint)) DISTFUSE_TRY(unmount(daemon.mountpoint, true));
-  return mount_command(local, daemon.name, daemon.mountpoint, daemon.coherence);
+  return command;
+}
+
+/// The running one ends: by a signal before the next begins, or by itself when the next has taken over.
+Status await_end(const RunningDaemon& daemon, const Progress& progress) {
+  if (wait_gone(daemon.process, kReadyTimeout, progress)) return {};
+  return Error{ETIMEDOUT, fmt::format("{} (pid {}) did not stop: see its log, then `kill -9 {}`",
+                                      daemon.name, daemon.process.pid, daemon.process.pid)};
 }
 
 /// The daemons that were started so far; stops them again unless kept.
@@ -151,16 +172,17 @@ Status restart(const std::string& root, const std::string& name) {
     if (!command) return command.error();
     Progress2s progress("restarting", 1);
     const auto show = [&](milliseconds) { progress.show(name); };
-    if (alive(daemon.process)) kill(daemon.process.pid, SIGTERM);
-    if (!wait_gone(daemon.process, kReadyTimeout, show)) {
-      return Error{ETIMEDOUT,
-                   fmt::format("{} (pid {}) did not stop: see its log, then `kill -9 {}`", name,
-                               daemon.process.pid, daemon.process.pid)};
+    const bool attaches = command->back() == "--attach";
+    if (!attaches) {
+      if (alive(daemon.process)) kill(daemon.process.pid, SIGTERM);
+      DISTFUSE_TRY(await_end(daemon, show));
     }
     auto process = launch(*local, name, "info", std::move(*command), show);
     if (!process) return process.error();
-    daemon.process = *process;
-    return local->save_state(*daemons);
+    const RunningDaemon former = std::exchange(
+        daemon, {daemon.name, daemon.kind, daemon.mountpoint, daemon.coherence, *process});
+    DISTFUSE_TRY(local->save_state(*daemons));
+    return attaches ? await_end(former, show) : Status{};
   }
   return Error{
       ENOENT,

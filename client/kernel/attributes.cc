@@ -45,7 +45,7 @@ void reply_bytes(fuse_req_t req, const std::string& bytes, std::size_t size) {
 }
 
 void Storage::getattr(fuse_req_t req, Ino ino) {
-  auto attributes = call_for_attributes(rpc::GetAttributes{{ino}}, req);
+  auto attributes = ask_for_attributes(rpc::GetAttributes{{ino}}, req);
   if (!attributes) return reply_error(req, attributes.error());
   reply_attributes(req, *attributes);
 }
@@ -56,8 +56,10 @@ void Storage::setattr(fuse_req_t req, Ino ino, const struct stat& values, int fi
   if ((fields & FUSE_SET_ATTR_SIZE) != 0 && !size_only) {
     auto file = file_ref(ino, req);
     if (!file) return reply_error(req, file.error());
+    const auto present = generation_to_change();
+    if (!present) return reply_error(req, present.error());
     const Status cut =
-        generation()->data->truncate(*file, static_cast<std::uint64_t>(values.st_size));
+        (*present)->data->truncate(*file, static_cast<std::uint64_t>(values.st_size));
     if (!cut.ok()) return reply_error(req, cut.error());
   }
   auto attributes = call_for_attributes(to_request(ino, values, fields), req);
@@ -66,9 +68,11 @@ void Storage::setattr(fuse_req_t req, Ino ino, const struct stat& values, int fi
 }
 
 void Storage::statfs(fuse_req_t req) {
-  auto space = generation()->data->statfs();
+  const auto present = generation();
+  if (!present) return (void)fuse_reply_err(req, EIO);
+  auto space = present->data->statfs();
   if (!space) return reply_error(req, space.error());
-  auto inodes = call(rpc::StatFilesystem{}, req);
+  auto inodes = ask(rpc::StatFilesystem{}, req);
   if (!inodes) return reply_error(req, inodes.error());
   struct statvfs result {};
   result.f_bsize = space->block_size;
@@ -88,20 +92,22 @@ void Storage::open(fuse_req_t req, Ino ino, fuse_file_info* file) {
   fuse_reply_open(req, file);
 }
 
+/// The registrations of a session that is over went with it; the next one's may be there again.
 void Storage::release(fuse_req_t req, Ino ino) {
+  if (const auto present = generation_to_change(); !present) return (void)fuse_reply_err(req, 0);
   auto reply = call(rpc::CloseFiles{{ino}}, req);
   if (!reply) return reply_error(req, reply.error());
   fuse_reply_err(req, 0);
 }
 
 void Storage::getxattr(fuse_req_t req, Ino ino, const char* name, std::size_t size) {
-  auto reply = call(rpc::GetXattr{ino, name}, req);
+  auto reply = ask(rpc::GetXattr{ino, name}, req);
   if (!reply) return reply_error(req, reply.error());
   reply_bytes(req, reply->strings.empty() ? std::string{} : reply->strings.front(), size);
 }
 
 void Storage::listxattr(fuse_req_t req, Ino ino, std::size_t size) {
-  auto reply = call(rpc::ListXattr{ino}, req);
+  auto reply = ask(rpc::ListXattr{ino}, req);
   if (!reply) return reply_error(req, reply.error());
   std::string names;
   for (const std::string& name : reply->strings) names.append(name).push_back('\0');

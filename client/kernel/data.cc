@@ -21,7 +21,9 @@ void Storage::read(fuse_req_t req, Ino ino, std::size_t size, std::uint64_t offs
   auto file = file_ref(ino, req);
   if (!file) return reply_error(req, file.error());
   const auto buffer = std::make_unique_for_overwrite<std::byte[]>(size);
-  const Status done = generation()->data->read(*file, offset, {buffer.get(), size});
+  const auto present = generation();
+  if (!present) return (void)fuse_reply_err(req, EIO);
+  const Status done = present->data->read(*file, offset, {buffer.get(), size});
   if (!done.ok()) return reply_error(req, done.error());
   fuse_reply_buf(req, reinterpret_cast<const char*>(buffer.get()), size);
 }
@@ -30,22 +32,28 @@ void Storage::write(fuse_req_t req, Ino ino, std::span<const std::byte> bytes,
                     std::uint64_t offset) {
   auto file = file_ref(ino, req);
   if (!file) return reply_error(req, file.error());
-  const Status done = generation()->data->write(*file, offset, bytes, false);
+  const auto present = generation_to_change();
+  if (!present) return reply_error(req, present.error());
+  const Status done = (*present)->data->write(*file, offset, bytes, false);
   if (!done.ok()) return reply_error(req, done.error());
   fuse_reply_write(req, bytes.size());
 }
 
-/// The module has written back data, size and times before it asks.
+/// The module has written back data, size and times before it asks. Every target of the file syncs: a former daemon may have written there.
 void Storage::fsync(fuse_req_t req, Ino ino) {
   auto file = file_ref(ino, req);
   if (!file) return reply_error(req, file.error());
-  const Status synced = generation()->data->sync(*file, kMaxFileSize);
+  const auto present = generation();
+  if (!present) return (void)fuse_reply_err(req, EIO);
+  const Status synced = present->data->sync(*file, kMaxFileSize);
   if (!synced.ok()) return reply_error(req, synced.error());
   fsyncdir(req);
 }
 
 void Storage::fsyncdir(fuse_req_t req) {
-  change(req, rpc::SyncMetadata{});
+  const auto reply = ask(rpc::SyncMetadata{}, req);
+  if (!reply) return reply_error(req, reply.error());
+  fuse_reply_err(req, 0);
 }
 
 void Storage::fallocate(fuse_req_t req, Ino ino, int mode, std::uint64_t offset,
@@ -54,12 +62,13 @@ void Storage::fallocate(fuse_req_t req, Ino ino, int mode, std::uint64_t offset,
     return (void)fuse_reply_err(req, EFBIG);
   auto file = file_ref(ino, req);
   if (!file) return reply_error(req, file.error());
-  const auto generation = this->generation();
+  const auto present = generation_to_change();
+  if (!present) return reply_error(req, present.error());
   Status done;
   if ((mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0)
-    done = generation->data->punch(*file, offset, length);
+    done = (*present)->data->punch(*file, offset, length);
   if (done.ok() && (mode & FALLOC_FL_PUNCH_HOLE) == 0)
-    done = generation->data->allocate(*file, offset, length);
+    done = (*present)->data->allocate(*file, offset, length);
   if (done.ok() && (mode & FALLOC_FL_KEEP_SIZE) == 0) {
     rpc::SetAttributes grow{ino, rpc::SetAttributes::kSize | rpc::SetAttributes::kGrowOnly, {}};
     grow.values.size = offset + length;
@@ -72,10 +81,12 @@ void Storage::fallocate(fuse_req_t req, Ino ino, int mode, std::uint64_t offset,
 /// The module has written back what is dirty, and asks below the size.
 void Storage::lseek(fuse_req_t req, Ino ino, std::uint64_t offset, int whence) {
   if (whence != SEEK_DATA && whence != SEEK_HOLE) return (void)fuse_reply_err(req, EINVAL);
-  auto attributes = call_for_attributes(rpc::GetAttributes{{ino}}, req);
+  auto attributes = ask_for_attributes(rpc::GetAttributes{{ino}}, req);
   if (!attributes) return reply_error(req, attributes.error());
   const FileRef file{ino, attributes->chunk_size, attributes->first_target};
-  auto found = generation()->data->seek(file, offset, attributes->size, whence == SEEK_HOLE);
+  const auto present = generation();
+  if (!present) return (void)fuse_reply_err(req, EIO);
+  auto found = present->data->seek(file, offset, attributes->size, whence == SEEK_HOLE);
   if (!found) return reply_error(req, found.error());
   fuse_reply_lseek(req, static_cast<off_t>(*found));
 }

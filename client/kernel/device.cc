@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/fuse.h>
 #include <netdb.h>
 #include <sys/ioctl.h>
 
@@ -13,6 +14,8 @@
 #include <memory>
 #include <system_error>
 
+#include "client/kernel/mountinfo.h"
+#include "client/kernel/origin.h"
 #include "kmod/uapi.h"
 #include "rdma/lock/wire.h"
 
@@ -80,6 +83,46 @@ Status begin_failed(int code, const std::string& lockd, std::int32_t refusal) {
   }
 }
 
+void copy_id(const config::Cluster& cluster, std::uint8_t (&id)[16]) {
+  for (std::size_t i = 0; i < sizeof(id); ++i)
+    id[i] = static_cast<std::uint8_t>(std::stoul(cluster.id.substr(2 * i, 2), nullptr, 16));
+}
+
+Result<std::uint32_t> minor_of(const std::string& mountpoint) {
+  const auto mount = find_mount(mountpoint);
+  if (!mount)
+    return Error{ENOENT, fmt::format("{} is not mounted: `distfuse mount` without --attach does",
+                                     mountpoint)};
+  if (mount->type != DFS_FILESYSTEM_NAME)
+    return Error{ENOENT,
+                 fmt::format("{} is a mount of type {}: a client takes over mounts of coherence "
+                             "mode kernel alone",
+                             mountpoint, mount->type)};
+  return mount->device_minor;
+}
+
+Status attach_failed(int code, const std::string& mountpoint) {
+  switch (code) {
+    case EXDEV:
+      return Error{code, fmt::format("{} is another cluster's: give its cluster file (--config)",
+                                     mountpoint)};
+    case EBUSY:
+      return Error{code, fmt::format("the client of {} does not end, or another takes over already",
+                                     mountpoint)};
+    case ENOTCONN:
+      return Error{code, fmt::format("{} is given up, its requests fail: unmount it (`distfuse "
+                                     "umount --lazy {}`), and mount again",
+                                     mountpoint, mountpoint)};
+    case EPROTONOSUPPORT:
+      return Error{code,
+                   fmt::format("{} is a mount of another release's module: unmount it, unload that "
+                               "module (rmmod distfuse), and mount again",
+                               mountpoint)};
+    default:
+      return Error{code, fmt::format("cannot take over {}: {}", mountpoint, text_of(code))};
+  }
+}
+
 }  // namespace
 
 Result<Device> Device::open() {
@@ -96,9 +139,7 @@ Status Device::begin(const config::Cluster& cluster, const std::string& mount_na
   dfs_ioc_new request{};
   request.abi = DFS_ABI;
   DISTFUSE_TRY(resolve(cluster.lockd.listen, request));
-  for (std::size_t i = 0; i < sizeof(request.cluster); ++i)
-    request.cluster[i] =
-        static_cast<std::uint8_t>(std::stoul(cluster.id.substr(2 * i, 2), nullptr, 16));
+  copy_id(cluster, request.cluster);
   std::memcpy(request.name, mount_name.data(),
               std::min(mount_name.size(), sizeof(request.name) - 1));
   request.give_up_ms = static_cast<std::uint32_t>(cluster.client.give_up_s * 1000);
@@ -108,6 +149,56 @@ Status Device::begin(const config::Cluster& cluster, const std::string& mount_na
   session_ = {request.session, request.incarnation};
   connection_ = request.connection;
   return {};
+}
+
+Status Device::attach(const config::Cluster& cluster, const std::string& mountpoint,
+                      std::chrono::milliseconds drain) {
+  auto minor = minor_of(mountpoint);
+  if (!minor) return minor.error();
+  dfs_ioc_attach request{};
+  request.abi = DFS_ABI;
+  request.device_minor = *minor;
+  copy_id(cluster, request.cluster);
+  request.drain_ms = static_cast<std::uint32_t>(drain.count());
+  if (ioctl(device_.get(), DFS_IOC_ATTACH, &request) != 0) return attach_failed(errno, mountpoint);
+  session_ = {request.session, request.incarnation};
+  connection_ = request.connection;
+  number_ = request.daemon;
+  return {};
+}
+
+Result<MountState> Device::look(const std::string& mountpoint) {
+  auto minor = minor_of(mountpoint);
+  if (!minor) return minor.error();
+  auto device = open();
+  if (!device) return device.error();
+  dfs_ioc_attach request{};
+  request.abi = DFS_ABI;
+  request.device_minor = *minor;
+  request.look = 1;
+  if (ioctl(device->descriptor(), DFS_IOC_ATTACH, &request) != 0)
+    return attach_failed(errno, mountpoint).error();
+  return MountState{request.daemon, request.aborted != 0};
+}
+
+ssize_t Device::read(void* buffer, std::size_t size) {
+  dfs_request_head head{};
+  const iovec parts[] = {{&head, sizeof(head)}, {buffer, size}};
+  const ssize_t got = readv(device_.get(), parts, 2);
+  if (got < 0) {
+    if (errno != ESHUTDOWN) return got;
+    replaced_->store(true);
+    errno = ENODEV;  // libfuse's word for an end
+    return got;
+  }
+  fuse_in_header fuse{};
+  if (static_cast<std::size_t>(got) < sizeof(head) + sizeof(fuse)) {
+    errno = EIO;
+    return -1;
+  }
+  std::memcpy(&fuse, buffer, sizeof(fuse));
+  origin() = {fuse.unique, head.session, head.lowest, (head.flags & DFS_RESENT) != 0, 0};
+  return got - static_cast<ssize_t>(sizeof(head));
 }
 
 Result<Session> Device::await_session(std::uint64_t known) {

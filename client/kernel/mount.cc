@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A mount's life in mode `kernel`: become the daemon of a connection, serve, mount; end when the module says that the mount is gone.
+// A mount's life in mode `kernel`: become the daemon of a connection, serve, mount; end when the module says that the mount is gone, or that a next
+// daemon is to take over. Or become the next daemon of a mount that is there, and serve.
 #include "client/kernel/mount.h"
 
 #include <fmt/format.h>
@@ -23,13 +24,15 @@ namespace {
 /// Each request may wait for a storaged and is then a thread: as many as the module has under way at once.
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kIdleThreads = 64;
+/// For a client that is replaced: longer than a request takes whose storaged is there.
+constexpr std::chrono::milliseconds kDrain{10000};
 
 ssize_t write_device(int device, iovec* parts, int count, void*) {
   return writev(device, parts, count);
 }
 
-ssize_t read_device(int device, void* buffer, std::size_t size, void*) {
-  return ::read(device, buffer, size);
+ssize_t read_device(int, void* buffer, std::size_t size, void* storage) {
+  return static_cast<Storage*>(storage)->device().read(buffer, size);
 }
 
 class Server {
@@ -127,7 +130,9 @@ Status mount_filesystem(const Device& device, const MountOptions& options) {
 
 }  // namespace
 
-Status run_mount(const MountOptions& options) {
+namespace {
+
+Status prepare_process() {
   const sigset_t set = Unmounter::signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   signal(SIGPIPE, SIG_IGN);
@@ -135,31 +140,53 @@ Status run_mount(const MountOptions& options) {
   // Not throttled for our own dirty pages, and no allocation of ours waits for our own writeback.
   if (prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0)
     spdlog::warn("PR_SET_IO_FLUSHER: {}", std::generic_category().message(errno));
-  auto device = Device::open();
-  if (!device) return device.error();
-  DISTFUSE_TRY(device->begin(options.cluster, options.name));
-  int served = 0;
-  {
-    Storage storage(options.cluster, *device);
-    DISTFUSE_TRY(storage.connect());
-    Server server(storage);
-    // The module asks nothing while it mounts. From here on only an unmount ends the threads that read the device.
-    DISTFUSE_TRY(mount_filesystem(*device, options));
-    if (Status started = server.start(device->descriptor(), options.debug); !started.ok()) {
-      umount2(options.mountpoint.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
-      return started;
-    }
-    storage.follow();
-    const Unmounter unmounter(options.mountpoint);
-    spdlog::info("{} is mounted", options.mountpoint);
-    if (options.ready) options.ready();
-    served = server.join();
-  }
-  spdlog::info("{} is unmounted", options.mountpoint);
+  return {};
+}
+
+/// Until this daemon's work is over.
+Status serve(Server& server, Storage& storage, const MountOptions& options) {
+  storage.follow();
+  const Unmounter unmounter(options.mountpoint);
+  spdlog::info("{} is served by client {}", options.mountpoint, storage.device().number());
+  if (options.ready) options.ready();
+  const int served = server.join();
+  spdlog::info("{} is {}", options.mountpoint,
+               storage.device().replaced() ? "served by the next client" : "unmounted or aborted");
   if (served < 0)
     return Error{-served, fmt::format("{}: cannot serve: {}", options.mountpoint,
                                       std::generic_category().message(-served))};
   return {};
+}
+
+}  // namespace
+
+Status run_mount(const MountOptions& options) {
+  DISTFUSE_TRY(prepare_process());
+  auto device = Device::open();
+  if (!device) return device.error();
+  DISTFUSE_TRY(device->begin(options.cluster, options.name));
+  Storage storage(options.cluster, *device);
+  DISTFUSE_TRY(storage.connect(false));
+  Server server(storage);
+  // The module asks nothing while it mounts. From here on only an unmount ends the threads that read the device.
+  DISTFUSE_TRY(mount_filesystem(*device, options));
+  if (Status started = server.start(device->descriptor(), options.debug); !started.ok()) {
+    umount2(options.mountpoint.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
+    return started;
+  }
+  return serve(server, storage, options);
+}
+
+Status attach_mount(const MountOptions& options) {
+  DISTFUSE_TRY(prepare_process());
+  auto device = Device::open();
+  if (!device) return device.error();
+  DISTFUSE_TRY(device->attach(options.cluster, options.mountpoint, kDrain));
+  Storage storage(options.cluster, *device);
+  DISTFUSE_TRY(storage.connect(true));
+  Server server(storage);
+  DISTFUSE_TRY(server.start(device->descriptor(), options.debug));
+  return serve(server, storage, options);
 }
 
 }  // namespace distfuse::client::kernel

@@ -8,7 +8,7 @@
 namespace distfuse::client::kernel {
 
 void Storage::lookup(fuse_req_t req, Ino parent, const char* name) {
-  auto attributes = call_for_attributes(rpc::Lookup{parent, name}, req);
+  auto attributes = ask_for_attributes(rpc::Lookup{parent, name}, req);
   if (!attributes) return reply_error(req, attributes.error());
   reply_entry(req, *attributes);
 }
@@ -30,7 +30,7 @@ void Storage::change(fuse_req_t req, const rpc::MetadataRequest& request) {
 }
 
 void Storage::readlink(fuse_req_t req, Ino ino) {
-  auto reply = call(rpc::Readlink{ino}, req);
+  auto reply = ask(rpc::Readlink{ino}, req);
   if (!reply) return reply_error(req, reply.error());
   if (reply->strings.empty()) return (void)fuse_reply_err(req, EPROTO);
   fuse_reply_readlink(req, reply->strings.front().c_str());
@@ -40,7 +40,7 @@ void Storage::readlink(fuse_req_t req, Ino ino) {
 void Storage::readdirplus(fuse_req_t req, Ino ino, std::size_t size, std::uint64_t after) {
   // A direntplus takes 152 bytes and its name: no more than these fit.
   const auto most = static_cast<std::uint32_t>(size / 152 + 1);
-  auto reply = call(rpc::ReadDirectory{ino, after, most, true}, req);
+  auto reply = ask(rpc::ReadDirectory{ino, after, most, true}, req);
   if (!reply) return reply_error(req, reply.error());
   if (reply->attributes.size() != reply->entries.size()) return (void)fuse_reply_err(req, EPROTO);
   std::vector<char> buffer(size);

@@ -5,6 +5,7 @@
 
 #include <cerrno>
 
+#include "client/kernel/origin.h"
 #include "kmod/uapi.h"
 
 namespace distfuse::client::kernel {
@@ -40,27 +41,53 @@ Result<Storage::GenerationRef> Storage::make_generation(std::uint64_t session) c
   options.data = cluster_.data_addresses();
   options.cluster_id = cluster_.id;
   options.session = session;
+  options.daemon = device_.number();
   options.device = cluster_.fabric.storage_device();
   options.give_up = std::chrono::seconds(cluster_.client.give_up_s);
   auto rpc = rpc::Client::create(options);
   if (!rpc) return rpc.error();
   auto made = std::make_shared<Generation>();
+  made->session = session;
   made->rpc = std::move(*rpc);
   made->data =
       std::make_unique<FileData>(*made->rpc, static_cast<std::uint32_t>(options.data.size()));
   return made;
 }
 
-Status Storage::connect() {
+Status Storage::connect(bool lenient) {
+  // Lost, and there is no next one yet: follow_session() takes it up.
+  if (device_.session().id == 0) return {};
   auto made = make_generation(device_.session().id);
   if (!made) return made.error();
-  DISTFUSE_TRY((*made)->rpc->check_reachable(kReachable));
-  generation_ = std::move(*made);
+  const Status reached = (*made)->rpc->check_reachable(kReachable);
+  if (!reached.ok() && !lenient) return reached.error();
+  if (!reached.ok()) spdlog::warn("{}", reached.error().message);
+  begin(std::move(*made));
   return {};
 }
 
+void Storage::begin(GenerationRef made) {
+  {
+    const std::lock_guard lock(mutex_);
+    generation_.swap(made);
+  }
+  begun_.notify_all();
+}
+
 Storage::GenerationRef Storage::generation() const {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  begun_.wait_for(lock, std::chrono::seconds(cluster_.client.give_up_s),
+                  [this] { return generation_ != nullptr; });
+  return generation_;
+}
+
+/// Session ids go up. The module tells the follower of a session at the time at which it makes requests in it.
+Result<Storage::GenerationRef> Storage::generation_to_change() const {
+  const std::uint64_t session = origin().session;
+  std::unique_lock lock(mutex_);
+  begun_.wait_for(lock, std::chrono::seconds(cluster_.client.give_up_s),
+                  [&] { return generation_ != nullptr && generation_->session >= session; });
+  if (generation_ == nullptr || generation_->session != session) return Error{EIO, {}};
   return generation_;
 }
 
@@ -81,28 +108,45 @@ void Storage::follow_session() {
       continue;
     }
     spdlog::info("session {:#x} began", known);
-    const std::lock_guard lock(mutex_);
-    generation_ = std::move(*made);
+    begin(std::move(*made));
   }
+}
+
+Result<rpc::MetadataReply> Storage::ask(const rpc::MetadataRequest& request, fuse_req_t req) {
+  const fuse_ctx* context = fuse_req_ctx(req);
+  const GenerationRef present = generation();
+  if (!present) return Error{EIO, {}};
+  return present->rpc->call(request, context->uid, context->gid);
 }
 
 Result<rpc::MetadataReply> Storage::call(const rpc::MetadataRequest& request, fuse_req_t req) {
   const fuse_ctx* context = fuse_req_ctx(req);
-  return generation()->rpc->call(request, context->uid, context->gid);
+  const auto present = generation_to_change();
+  if (!present) return present.error();
+  const rpc::RequestName name = origin().next_name();
+  return (*present)->rpc->call_named(request, context->uid, context->gid, &name);
 }
 
-Result<rpc::Attributes> Storage::call_for_attributes(const rpc::MetadataRequest& request,
-                                                     fuse_req_t req) {
-  auto reply = call(request, req);
+Result<rpc::Attributes> Storage::take_attributes(const Result<rpc::MetadataReply>& reply) {
   if (!reply) return reply.error();
   if (reply->attributes.empty() || reply->attributes.front().ino == 0) return Error{ENOENT, {}};
   layouts_.note(reply->attributes.front());
   return reply->attributes.front();
 }
 
+Result<rpc::Attributes> Storage::ask_for_attributes(const rpc::MetadataRequest& request,
+                                                    fuse_req_t req) {
+  return take_attributes(ask(request, req));
+}
+
+Result<rpc::Attributes> Storage::call_for_attributes(const rpc::MetadataRequest& request,
+                                                     fuse_req_t req) {
+  return take_attributes(call(request, req));
+}
+
 Result<FileRef> Storage::file_ref(Ino ino, fuse_req_t req) {
   if (const auto known = layouts_.find(ino)) return *known;
-  auto attributes = call_for_attributes(rpc::GetAttributes{{ino}}, req);
+  auto attributes = ask_for_attributes(rpc::GetAttributes{{ino}}, req);
   if (!attributes) return attributes.error();
   return FileRef{attributes->ino, attributes->chunk_size, attributes->first_target};
 }

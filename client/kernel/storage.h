@@ -8,15 +8,15 @@
 // FUSE's node id is the inode number. Nothing is counted: no FORGET comes. FUSE_OPEN and FUSE_RELEASE register and unregister an inode as open on
 // this mount. SETATTR with the handle DFS_FH_SIZE_ONLY records a size.
 //
-// Recovery: a session that ended is followed by the next one; what is asked under the old one fails with EIO, which the module expects.
-//
-// Known weakness: a request that a next daemon gets again (after this one was killed) runs again; one that is not idempotent (mkdir) may answer with its own
-// traces (EEXIST).
+// Recovery: a session that ended is followed by the next one; what was asked under the old one fails with EIO, which the module expects.
+// This process may be killed, and another follows (kmod/uapi.h): what changes something goes to the storageds under names and a session that the module
+// gave it (Origin), so it takes effect once.
 #pragma once
 
 #define FUSE_USE_VERSION 314
 #include <fuse3/fuse_lowlevel.h>
 
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -39,8 +39,9 @@ class Storage {
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
-  /// Reaches every storaged. Error: which of them is not reachable.
-  Status connect();
+  /// Reaches every storaged. Error: which of them is not reachable; `lenient`: that is only logged, requests go on trying.
+  Status connect(bool lenient);
+  [[nodiscard]] Device& device() { return device_; }
   /// From here on each session that follows is taken up; ends with the mount.
   void follow() {
     follower_ = std::thread([this] { follow_session(); });
@@ -76,17 +77,27 @@ class Storage {
  private:
   /// What belongs to one session.
   struct Generation {
+    std::uint64_t session = 0;
     std::unique_ptr<rpc::Client> rpc;
     std::unique_ptr<FileData> data;
   };
   using GenerationRef = std::shared_ptr<Generation>;
 
   Result<GenerationRef> make_generation(std::uint64_t session) const;
+  /// The present one; waits for the first. Null: there was none for give_up.
   [[nodiscard]] GenerationRef generation() const;
+  /// For what changes something: the one that the request was made in. EIO: that is over.
+  [[nodiscard]] Result<GenerationRef> generation_to_change() const;
+  void begin(GenerationRef made);
   void follow_session();
 
+  /// What changes nothing, in any session.
+  Result<rpc::MetadataReply> ask(const rpc::MetadataRequest& request, fuse_req_t req);
+  /// What changes something: in the session that it was made in, and once.
   Result<rpc::MetadataReply> call(const rpc::MetadataRequest& request, fuse_req_t req);
+  Result<rpc::Attributes> take_attributes(const Result<rpc::MetadataReply>& reply);
   /// The first attributes of the answer; their layout is noted.
+  Result<rpc::Attributes> ask_for_attributes(const rpc::MetadataRequest& request, fuse_req_t req);
   Result<rpc::Attributes> call_for_attributes(const rpc::MetadataRequest& request, fuse_req_t req);
   Result<FileRef> file_ref(Ino ino, fuse_req_t req);
   static void reply_error(fuse_req_t req, const Error& error);
@@ -98,6 +109,7 @@ class Storage {
   Device& device_;
   Layouts layouts_;
   mutable std::mutex mutex_;
+  mutable std::condition_variable begun_;
   GenerationRef generation_;  ///< Protected by mutex_.
   std::thread follower_;
 };
