@@ -50,8 +50,10 @@ class SlowHandler final : public EchoHandler {
 
 class LateRetry : public ::testing::Test {
  protected:
-  std::unique_ptr<Client> make_client(unsigned channels, std::chrono::milliseconds give_up) {
+  std::unique_ptr<Client> make_client(unsigned channels, std::chrono::milliseconds give_up,
+                                      std::uint64_t daemon = 0) {
     ClientOptions options;
+    options.daemon = daemon;
     options.meta = server.address();
     options.data = {server.address()};
     options.cluster_id = kCluster;
@@ -159,6 +161,56 @@ TEST_F(LateRetry, ASessionThatIsFencedWhileItWaitsIsRefused) {
   cut();
   std::this_thread::sleep_for(100ms);  // it has connected, and waits
   handler.fenced_ = 7;
+  let_go();
+  application.join();
+}
+
+TEST_F(LateRetry, ANextDaemonOfTheSessionWaitsForWhatTheFormerOneLeftRunning) {
+  auto first = make_client(3, 20s, 1);
+  handler.hold = 1;
+  // Two runs that do not end, on two channels, and a third channel that is idle.
+  std::thread one([&] { (void)write(*first, 1, 2); });
+  std::thread two([&] { (void)write(*first, 1, 3); });
+  await_arrived(2);
+  EXPECT_TRUE(write(*first, 2, 5).ok());
+  handler.hold = 0;
+  auto second = make_client(2, 20s, 2);
+  std::atomic<bool> went_on{false};
+  std::thread application([&] {
+    EXPECT_TRUE(write(*second, 1, 9).ok());
+    went_on = true;
+  });
+  for (int i = 0; i < 500 && !went_on; ++i) std::this_thread::sleep_for(1ms);
+  EXPECT_FALSE(went_on) << "the next daemon's request ran while the former one's were to come";
+  let_go();
+  application.join();
+  EXPECT_EQ(handler.disk[1], 9);
+  // The former one tries again: refused, while the next one is there.
+  one.join();
+  two.join();
+  const int before = handler.arrived;
+  const Status late = write(*first, 1, 4);
+  EXPECT_EQ(late.ok() ? 0 : late.error().code, EPROTO);
+  EXPECT_EQ(handler.arrived, before);
+  EXPECT_EQ(handler.disk[1], 9);
+  EXPECT_TRUE(write(*second, 1, 6).ok());
+}
+
+TEST_F(LateRetry, ANextDaemonDoesNotWaitForAnotherSession) {
+  auto first = make_client(1, 20s);  // of the same session, but not one of several daemons
+  handler.hold = 1;
+  std::thread application([&] { EXPECT_TRUE(write(*first, 1, 2).ok()); });
+  await_arrived(1);
+  ClientOptions options;
+  options.data = {server.address()};
+  options.cluster_id = kCluster;
+  options.session = 8;
+  options.daemon = 5;
+  options.device = "lo";
+  options.channels = 1;
+  auto other = Client::create(options);
+  ASSERT_TRUE(other.ok());
+  EXPECT_TRUE(write(**other, 2, 4).ok());
   let_go();
   application.join();
 }

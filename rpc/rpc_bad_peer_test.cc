@@ -134,7 +134,7 @@ std::string refusal(const std::string& address, const wire::Hello& hello, std::u
 
 TEST_F(BadPeer, AWrongHelloIsRefusedWithTheReason) {
   EXPECT_NE(
-      refusal(server.address(), good_hello(), 2).find("the server speaks protocol 3, the client 2"),
+      refusal(server.address(), good_hello(), 2).find("the server speaks protocol 4, the client 2"),
       std::string::npos);
   auto hello = good_hello();
   hello.cluster_id[3] = 'x';
