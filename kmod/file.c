@@ -63,13 +63,34 @@ static ssize_t dfs_read_pinned(struct kiocb *iocb, struct iov_iter *to)
 	return result;
 }
 
+/* -EOPNOTSUPP: through the cache, which is coherent. */
+static ssize_t dfs_read_direct(struct kiocb *iocb, struct iov_iter *to)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	ssize_t done = 0, result = 0;
+
+	if (iocb->ki_flags & IOCB_NOWAIT)
+		return -EAGAIN;
+	inode_lock_shared(inode);
+	while (iov_iter_count(to)) {
+		result = dfs_direct(iocb, to, false);
+		if (result <= 0)
+			break;
+		done += result;
+	}
+	inode_unlock_shared(inode);
+	return done ? done : result;
+}
+
 static ssize_t dfs_read_iter(struct kiocb *iocb, struct iov_iter *to)
 {
 	struct dfs_copy copy = {.window = DFS_WINDOW};
 	ssize_t done = 0, result;
 
 	if (iocb->ki_flags & IOCB_DIRECT) {
-		/* Through the cache, which is coherent: nothing is kept from the caller by it. */
+		result = dfs_read_direct(iocb, to);
+		if (result != -EOPNOTSUPP)
+			return result;
 		iocb->ki_flags &= ~IOCB_DIRECT;
 	}
 	while (iov_iter_count(to)) {
@@ -144,26 +165,65 @@ static ssize_t dfs_write_all(struct kiocb *iocb, struct iov_iter *from)
 	return done;
 }
 
+/* Under i_rwsem. Where it goes, what it does to the mode and times: once, under the pin on X. > 0: something is to be written. */
+static ssize_t dfs_write_prepare(struct kiocb *iocb, struct iov_iter *from)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	struct dfs_pins pins;
+	ssize_t result = dfs_pin(&pins, inode, DF_X);
+	int error;
+
+	if (result)
+		return result;
+	result = dfs_refresh(inode, &pins);
+	if (!result)
+		result = generic_write_checks(iocb, from);
+	if (result > 0) {
+		error = file_remove_privs(iocb->ki_filp);
+		error = error ? error : file_update_time(iocb->ki_filp);
+		result = error ? error : result;
+	}
+	dfs_unpin(&pins);
+	return result;
+}
+
+/* Under i_rwsem. What the caller's memory does not allow goes through the cache, and to the server at once. */
+static ssize_t dfs_write_direct(struct kiocb *iocb, struct iov_iter *from)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	ssize_t done = 0, result = dfs_write_prepare(iocb, from);
+	int error;
+
+	if (result <= 0)
+		return result;
+	while (iov_iter_count(from)) {
+		result = dfs_direct(iocb, from, true);
+		if (result <= 0)
+			break;
+		done += result;
+	}
+	if (result != -EOPNOTSUPP)
+		return done ? done : result;
+	iocb->ki_flags &= ~IOCB_DIRECT;
+	result = dfs_write_all(iocb, from);
+	if (result <= 0)
+		return done ? done : result;
+	error = filemap_write_and_wait_range(inode->i_mapping, iocb->ki_pos - result,
+					     iocb->ki_pos - 1);
+	return error ? error : done + result;
+}
+
 static ssize_t dfs_write_iter(struct kiocb *iocb, struct iov_iter *from)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
-	bool direct = iocb->ki_flags & IOCB_DIRECT;
 	ssize_t done;
-	int error;
 
 	if (iocb->ki_flags & IOCB_NOWAIT)
 		return -EAGAIN;
-	iocb->ki_flags &= ~IOCB_DIRECT;
 	inode_lock(inode);
-	done = dfs_write_all(iocb, from);
+	done = iocb->ki_flags & IOCB_DIRECT ? dfs_write_direct(iocb, from)
+					    : dfs_write_all(iocb, from);
 	inode_unlock(inode);
-	if (done > 0 && direct) {
-		/* Past the cache: at the server when the call returns, and not kept. */
-		error = filemap_write_and_wait_range(inode->i_mapping, iocb->ki_pos - done,
-						     iocb->ki_pos - 1);
-		if (error)
-			return error;
-	}
 	return done > 0 ? generic_write_sync(iocb, done) : done;
 }
 

@@ -337,6 +337,22 @@ static int dfs_peek_attrs(struct inode *inode, struct fuse_attr *attr)
 	return error == -ENOENT ? -ESTALE : error;
 }
 
+/* The newer of the two. */
+static void dfs_merge_value(struct fuse_attr *attr, const struct df_value *value)
+{
+	struct timespec64 mtime = ns_to_timespec64(value->mtime_ns);
+	struct timespec64 ctime = ns_to_timespec64(value->ctime_ns);
+	struct timespec64 known = dfs_time(attr->ctime, attr->ctimensec);
+
+	if (timespec64_compare(&ctime, &known) < 0)
+		return;
+	attr->size = value->size;
+	attr->mtime = mtime.tv_sec;
+	attr->mtimensec = mtime.tv_nsec;
+	attr->ctime = ctime.tv_sec;
+	attr->ctimensec = ctime.tv_nsec;
+}
+
 /*
  * What another node writes is looked at, not taken away, as long as it goes on writing: who has closed it, or has written nothing since the last look, gives
  * it up to us. The holder is asked before the server, so that what it wrote back in between is seen there; the newer of the two is believed. 1: it is in `attr`;
@@ -345,8 +361,8 @@ static int dfs_peek_attrs(struct inode *inode, struct fuse_attr *attr)
 static int dfs_look(struct inode *inode, struct fuse_attr *attr)
 {
 	struct dfs_inode *dfs = dfs_i(inode);
+	u32 epoch = dfs_session_epoch(inode->i_sb);
 	struct df_value value = {};
-	struct timespec64 time;
 	int result = dfs_glimpse(dfs->lock, &value);
 
 	if (result < 0)
@@ -360,16 +376,9 @@ static int dfs_look(struct inode *inode, struct fuse_attr *attr)
 	result = dfs_peek_attrs(inode, attr);
 	if (result)
 		return result;
-	time = dfs_time(attr->ctime, attr->ctimensec);
-	if ((s64)value.ctime_ns < timespec64_to_ns(&time))
-		return 1;
-	attr->size = value.size;
-	time = ns_to_timespec64(value.mtime_ns);
-	attr->mtime = time.tv_sec;
-	attr->mtimensec = time.tv_nsec;
-	time = ns_to_timespec64(value.ctime_ns);
-	attr->ctime = time.tv_sec;
-	attr->ctimensec = time.tv_nsec;
+	dfs_merge_value(attr, &value);
+	/* The VFS looks at i_size before it asks anybody (copy_file_range): it is at least what stat has told. */
+	dfs_offer_attr(inode, attr, epoch);
 	return 1;
 }
 

@@ -8,6 +8,12 @@
 int dfs_open(struct inode *inode, struct file *file);
 int dfs_release(struct inode *inode, struct file *file);
 
+/*
+ * direct.c: some of what the iterator has, at iocb->ki_pos, which it moves on; the caller holds i_rwsem. 0: the end of the file (reads). -EOPNOTSUPP: this memory
+ * goes through the page cache.
+ */
+ssize_t dfs_direct(struct kiocb *iocb, struct iov_iter *iter, bool write);
+
 /* pages.c */
 extern const struct vm_operations_struct dfs_vm_operations;
 

@@ -16,6 +16,7 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <string>
@@ -317,6 +318,58 @@ TEST_F(Cached, AGlimpseTakesNothingAway) {
     EXPECT_EQ(more.at(name), looked.at(name)) << name;
   EXPECT_EQ(s.st_size, lines * 100);
   close(fd);
+}
+
+/// O_DIRECT: requests of 1 MiB from the caller's own pages; nothing stays in the page cache, what is there does not hide what is written.
+TEST_F(Cached, DirectIo) {
+  constexpr std::size_t kBytes = 4 << 20;
+  const std::string here = folder_ + "/direct";
+  const std::string there = mounts_[1] + folder_.substr(mounts_[0].size()) + "/direct";
+  const int fd = open(here.c_str(), O_RDWR | O_CREAT | O_DIRECT, 0644);
+  const int buffered = open(here.c_str(), O_RDWR);
+  ASSERT_GE(fd, 0);
+  ASSERT_GE(buffered, 0);
+  const std::unique_ptr<char, decltype(&std::free)> memory(
+      static_cast<char*>(std::aligned_alloc(4096, kBytes)), &std::free);
+  std::string expected(kBytes, '\0');
+  for (char& c : expected) c = static_cast<char>(random_());
+  std::memcpy(memory.get(), expected.data(), kBytes);
+  ASSERT_EQ(pwrite(fd, memory.get(), 4096, 0), 4096);  // the lock
+  Counters before = counters(mounts_[0]);
+  ASSERT_EQ(pwrite(fd, memory.get(), kBytes, 0), static_cast<ssize_t>(kBytes));
+  EXPECT_EQ(since(before).at("requests"), 4);
+  for (int i = 0; i < 2; ++i) {
+    before = counters(mounts_[0]);
+    std::memset(memory.get(), 0, kBytes);
+    ASSERT_EQ(pread(fd, memory.get(), kBytes, 0), static_cast<ssize_t>(kBytes));
+    EXPECT_EQ(since(before).at("requests"), 4);
+    EXPECT_EQ(std::memcmp(memory.get(), expected.data(), kBytes), 0);
+  }
+  // Dirty pages of the range come first; an odd offset and length; the end of the file.
+  ASSERT_EQ(pwrite(buffered, "dirty", 5, 10000), 5);
+  expected.replace(10000, 5, "dirty");
+  ASSERT_EQ(pread(fd, memory.get(), 8192, 8192), 8192);
+  EXPECT_EQ(std::memcmp(memory.get(), expected.data() + 8192, 8192), 0);
+  std::memcpy(memory.get(), "direct", 6);
+  ASSERT_EQ(pwrite(fd, memory.get(), 6, 10002), 6);
+  expected.replace(10002, 6, "direct");
+  ASSERT_EQ(pwrite(fd, memory.get(), 6, kBytes - 3), 6);
+  expected.replace(kBytes - 3, 6, "direct");
+  std::string found(kBytes + 3, '\0');
+  for (const std::string& path : {here, there}) {
+    const int other = open(path.c_str(), O_RDONLY);
+    ASSERT_EQ(pread(other, found.data(), found.size(), 0), static_cast<ssize_t>(expected.size()));
+    EXPECT_TRUE(found == expected) << path;
+    close(other);
+  }
+  ASSERT_EQ(pread(fd, memory.get(), 8192, kBytes), 3);
+  ASSERT_EQ(pread(fd, memory.get(), 8192, kBytes + 3), 0);
+  // Memory that does not begin on a page.
+  ASSERT_EQ(pwrite(fd, memory.get() + 512, 1024, 512), 1024);
+  ASSERT_EQ(pread(fd, memory.get() + 1024, 1024, 512), 1024);
+  EXPECT_EQ(std::memcmp(memory.get() + 512, memory.get() + 1024, 512), 0);
+  close(fd);
+  close(buffered);
 }
 
 }  // namespace
