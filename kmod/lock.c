@@ -256,12 +256,16 @@ static void dfs_shed_lost(struct dfs_lock *lock)
 	dfs_lock_renew(lock);
 }
 
-/* Under spin. */
+/* Under spin. Forfeited behind the closed gate: again, for what was kept must go as well. */
 static void dfs_shed_end(struct dfs_lock *lock, u32 keep, bool changed,
 			 const struct df_value *value)
 {
 	struct df_out out;
 
+	if (lock->core.gate != DF_GATE_CLOSED) {
+		dfs_queue_shed(lock);
+		return;
+	}
 	lock->shedding = false;
 	lock->forfeited = false;
 	df_hold_given(&lock->hold, dfs_now_us());

@@ -65,6 +65,8 @@ static void dfs_settle_attrs(struct inode *inode, u32 keep, bool forfeited)
 	exact = !forfeited && test_bit(DFS_ATTRS, &dfs->flags) &&
 		!test_bit(DFS_TIMES_OLD, &dfs->flags) && !test_bit(DFS_ATTRS_DIRTY, &dfs->flags);
 	assign_bit(DFS_EXACT, &dfs->flags, exact);
+	if (forfeited)
+		clear_bit(DFS_OFFERED, &dfs->flags);
 	spin_unlock(&dfs->spin);
 	if (keep != DF_NL)
 		return;

@@ -38,6 +38,7 @@ void ClientNode::output(unsigned key, const df_out& out) {
     // Forget, without writing; who is inside fails.
     lose_pages(key);
     lock.changed = lock.unpublished = false;
+    lock.keep = DF_NL;
     for (unsigned i = 0; i < threads_.size(); ++i)
       if (threads_[i].key == key && threads_[i].pinned) fail(i, true);
     shed_progress(key);

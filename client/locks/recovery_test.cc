@@ -308,6 +308,76 @@ TEST(ForfeitTest, PageIoThatTheSweepWaitsForFails) {
   EXPECT_EQ(owner.losses, 0);
 }
 
+/// Keeps S when it is asked for it, and takes its time over the writeback behind the closed gate.
+class KeepingOwner final : public CacheOwner {
+ public:
+  void invalidate_kernel(Ino /*ino*/, std::span<const Range> ranges) override {
+    cached = cached && !ranges.empty();
+    ++sweeps;
+  }
+  void invalidate_attributes(Ino /*ino*/) override { ++attribute_sweeps; }
+  void shed(Ino /*ino*/, Mode keep) override {
+    if (keep == Mode::s) {
+      ++kept;
+      go_on.get_future().wait();
+    }
+  }
+  void forfeit(Ino /*ino*/) override { ++forfeits; }
+  std::optional<ValueBlock> publish(Ino /*ino*/) override { return {}; }
+  void session_lost(const std::string& /*reason*/) override { ++losses; }
+
+  std::promise<void> go_on;
+  std::atomic<bool> cached = true;  ///< The kernel has pages.
+  std::atomic<int> sweeps = 0, attribute_sweeps = 0, kept = 0, forfeits = 0, losses = 0;
+};
+
+/// What is kept under S, forfeited before the writeback behind the closed gate has ended (true) or after it (false).
+class ForfeitKeptTest : public ::testing::TestWithParam<bool> {};
+
+TEST_P(ForfeitKeptTest, NothingStaysCached) {
+  constexpr std::uint32_t kLease = 1400;
+  constexpr Ino kKept = 7;
+  const auto soon = [](const std::function<bool()>& good) {
+    for (int i = 0; i < 3000 && !good(); ++i) std::this_thread::sleep_for(5ms);
+    return good();
+  };
+  Cluster cluster(4096, kLease);
+  KeepingOwner owner;
+  Owner other_owner;
+  auto table = cluster.table("honest", owner);
+  auto other = cluster.table("other", other_owner);
+  auto& inside = dynamic_cast<Table&>(*table);
+  ASSERT_TRUE(table->pin_page_io(kKept, Mode::x, {0, 4096}).ok());
+  auto wants = std::async(std::launch::async, [&] { return other->pin(kKept, Mode::s).ok(); });
+  ASSERT_TRUE(soon([&] { return owner.kept == 1; })) << inside.describe();
+  ASSERT_TRUE(owner.cached) << "S covers it";
+  Liar liar(cluster);
+  inside.pause_lease(true);
+  cluster.stop();
+  std::this_thread::sleep_for(1500ms);
+  if (!GetParam()) owner.go_on.set_value();
+  cluster.start();
+  liar.take_first(cluster, kKept);
+  inside.pause_lease(false);
+  ASSERT_TRUE(soon([&] { return table->session().forfeited == 1 || owner.losses != 0; }))
+      << inside.describe();
+  if (GetParam()) owner.go_on.set_value();
+  EXPECT_TRUE(soon([&] { return owner.forfeits == 1; })) << inside.describe();
+  EXPECT_FALSE(owner.cached) << "nothing vouches for it any more";
+  ASSERT_TRUE(soon([&] { return table->session().state == "live"; }));
+  liar.give_up();
+  EXPECT_TRUE(wants.get());
+  // Its next hold is as good as any.
+  EXPECT_TRUE(table->pin_page_io(kKept, Mode::x, {0, 4096}).ok());
+  table->drop(kKept, Mode::x);
+  EXPECT_EQ(owner.forfeits, 1);
+  EXPECT_EQ(owner.losses, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Closed, ForfeitKeptTest, ::testing::Bool(), [](const auto& tested) {
+  return tested.param ? "DuringTheShed" : "AfterTheShed";
+});
+
 TEST(RecoveryScaleTest, ManyLocksAreTakenAgainSoon) {
   constexpr Ino kMany = 20000;
   Cluster cluster(65536, 4000);

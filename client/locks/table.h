@@ -22,6 +22,7 @@
 // Pages under S and a file open for writing never meet: an open raises page_io_needs_x and then drops S. A READ that comes in between waits
 // for X, but the sweep of that drop may wait for its page; so while pages under S are being given up, READs still join under S.
 // Of a lock that is forfeited nobody is admitted: page I/O that comes before the gate closes fails (EIO), for the sweep may wait for its pages.
+// One that is forfeited behind the closed gate is swept once more: the sweep may have kept what S covers.
 //
 // Lease (session_keeper.h): a lock is used only while the session is trusted. Without trust pins wait, tries fail, and what the kernel has is
 // swept (recovery.cc), because the kernel would go on serving it by itself.
@@ -182,7 +183,8 @@ class Table final : public LockTable, public LinkUser, public SessionUser {
   void start_trim();
   bool sweep(Lock& lock, Guard& guard, std::span<const Range> ranges);
   bool decide(Lock& lock, Guard& guard);
-  void finish_shed(Lock& lock, Guard& guard);
+  bool drain(Lock& lock, Guard& guard);
+  bool finish_shed(Lock& lock, Guard& guard);
   void push_drop(const LockRef& lock);
   bool drop_step(Lock& lock, Guard& guard, Mode mode);
   std::size_t drop_all();

@@ -68,22 +68,28 @@ bool Table::sweep(Lock& lock, Guard& guard, std::span<const Range> ranges) {
 /// One stay of a shed at a revoker: until it is done, or pins are left that end without us.
 void Table::work_shed(Lock& lock) {
   Guard guard(lock.mutex);
+  if (lock.core.lost != 0 || !lock.shed.active || !decide(lock, guard)) return;
+  while (drain(lock, guard) && !finish_shed(lock, guard)) {
+  }
+}
+
+/// Sweeps until no pin is left, and closes the gate. false: pins are left, or the session is lost.
+bool Table::drain(Lock& lock, Guard& guard) {
   Shed& shed = lock.shed;
-  if (lock.core.lost != 0 || !shed.active || !decide(lock, guard)) return;
   while (true) {
     if (lock.forfeited && shed.keep != Mode::none) {
       shed.keep = Mode::none;
       shed.swept = false;
     } else if (!shed.swept) {
       shed.swept = true;
-      if (!sweep(lock, guard, {})) return;
+      if (!sweep(lock, guard, {})) return false;
     } else if (!shed.admitted.empty()) {
       const auto ranges = std::exchange(shed.admitted, {});
       counts_.resweeps.fetch_add(1, std::memory_order_relaxed);
-      if (!sweep(lock, guard, ranges)) return;
+      if (!sweep(lock, guard, ranges)) return false;
     } else if (lock.core.pins != 0) {
       shed.queued = false;  // The last unpin brings it back.
-      return;
+      return false;
     } else {
       break;
     }
@@ -93,11 +99,12 @@ void Table::work_shed(Lock& lock) {
     std::abort();
   }
   lock.changed.notify_all();
-  finish_shed(lock, guard);
+  return true;
 }
 
-/// The gate is closed: nobody reads or writes under this lock until it is ours again.
-void Table::finish_shed(Lock& lock, Guard& guard) {
+/// The gate is closed: nobody reads or writes under this lock until it is ours again. false: it was forfeited meanwhile, so what the sweep
+/// kept must go as well: again.
+bool Table::finish_shed(Lock& lock, Guard& guard) {
   const Mode keep = lock.shed.keep;
   const bool exclusive = lock.core.held == DF_X;
   const bool forfeited = std::exchange(lock.forfeited, false);
@@ -111,8 +118,9 @@ void Table::finish_shed(Lock& lock, Guard& guard) {
     owner_.shed(lock.ino, keep);
   }
   guard.lock();
-  if (lock.core.lost != 0) return;
+  if (lock.core.lost != 0) return true;
   ++lock.holds;
+  if (lock.core.gate != DF_GATE_CLOSED) return false;
   if (keep == Mode::none) lock.page_io = false;
   lock.shed.active = false;
   df_value value{};
@@ -128,10 +136,11 @@ void Table::finish_shed(Lock& lock, Guard& guard) {
     spdlog::critical("locks: inode {}: shed to {} was not asked for", lock.ino, to_core(keep));
     std::abort();
   }
-  if (!perform(lock, out, due)) return;
+  if (!perform(lock, out, due)) return true;
   guard.unlock();
   run(lock, due);
   guard.lock();
+  return true;
 }
 
 /// One step of a drop: true: it is gone (or held in a stronger mode), or the session is lost.

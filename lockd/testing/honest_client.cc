@@ -130,10 +130,7 @@ void HonestClient::glimpse(std::size_t index) {
 void HonestClient::output(Lock& lock, const df_out& out) {
   if ((out.wake & DF_WAKE_RELEASED) != 0) lock.shedding = false;
   if (out.wake != 0) wake(lock, out.wake);
-  if (out.shed != 0) {
-    lock.shedding = true;
-    lock.keep = out.keep;
-  }
+  if (out.shed != 0) lock.shedding = true;
   for (unsigned i = 0; i < out.messages; ++i) {
     require(df_msg_check(&out.message[i], out.message[i].head.length) == DF_CHECK_OK);
     send(out.message[i]);
@@ -194,7 +191,7 @@ bool HonestClient::step_shed(std::size_t index) {
   }
   const df_value value{1, 2, 3, 0};
   df_out out;
-  require(df_lock_shed_done(&lock.core, lock.keep, lock.core.held == DF_X ? &value : nullptr,
+  require(df_lock_shed_done(&lock.core, lock.core.keep, lock.core.held == DF_X ? &value : nullptr,
                             &out) == 0);
   lock.shedding = false;
   output(lock, out);

@@ -92,7 +92,6 @@ class HonestClient {
     std::unique_ptr<Chain> chain;  ///< In flight.
     bool parked = false;
     bool shedding = false;
-    std::uint32_t keep = DF_NL;
     std::uint32_t gate_slot = DF_NO_SLOT;  ///< The stay inside the slot's gate.
     Again again = Again::no;               ///< Being taken again in a new table.
     Thread thread = Thread::idle;

@@ -308,8 +308,6 @@ int df_lock_shed_done(struct df_lock *lock, df_u32 kept, const struct df_value *
 	df_out_begin(out);
 	if (lock->lost)
 		return 0;
-	if (lock->forfeited)
-		kept = DF_NL;
 	if (lock->gate != DF_GATE_CLOSED || lock->shed_due || !df_covers(lock->keep, kept))
 		return -1;
 	lock->kept = (df_u8)kept;

@@ -185,7 +185,8 @@ int df_client_unknown(const union df_msg *message, union df_msg *reply);
 int df_lock_close_gate(struct df_lock *lock);
 /*
  * Everything that `kept` does not cover is flushed and invalidated; the gate is closed. `changed`: the value block if something
- * changed under X since the lock was taken (raises the version); else NULL. -1: gate not closed, or kept above keep.
+ * changed under X since the lock was taken (raises the version); else NULL. -1: gate not closed
+ * (FORFEITED opens it to REVOKING), or kept above keep.
  */
 int df_lock_shed_done(struct df_lock *lock, df_u32 kept, const struct df_value *changed,
 		      struct df_out *out);
@@ -222,7 +223,10 @@ void df_lock_detach(struct df_lock *lock);
  *   BUSY        call df_lock_reassert again after a pause (1 ms, doubling to 100): lockd had no room for the Find, or something stood in
  *               the word that may be the passing attempt of somebody who looks for another key.
  *   FORFEITED   it stood there 16 times. The lock is not held any more; what is dirty below it must not be written. If no shed is under way
- *               SHED(NL) comes with it: forget everything below, without writing, and df_lock_shed_done as ever (it takes any `kept` as NL).
+ *               (df_lock_shed_done was called for the last one) SHED(NL) comes with it: forget everything below, without writing, and
+ *               df_lock_shed_done as ever. One that is under way becomes one to NL: `keep` is NL from then on, and a gate that was closed is
+ *               REVOKING again. So a shell that works behind the closed gate without its lock looks at the gate before df_lock_shed_done; if it is
+ *               not closed any more, it sweeps for NL what its first sweep kept, forgets, closes the gate and says NL.
  *               Until the gate closes df_lock_pin_guest answers LOST: such page I/O fails.
  */
 int df_lock_reassert(struct df_lock *lock, struct df_out *out);

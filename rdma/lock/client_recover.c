@@ -125,10 +125,13 @@ static void forfeit(struct df_lock *lock, struct df_out *out)
 	lock->changed = 0;
 	lock->distrust = 0;
 	lock->forfeited = 1;
-	lock->kept = DF_NL; /* of a shed that is done */
-	lock->keep = DF_NL; /* of one under way */
-	if (lock->gate == DF_GATE_OPEN)
+	if (lock->gate == DF_GATE_OPEN || lock->shed_due) {
+		lock->shed_due = 0; /* what it kept goes as well */
 		df_begin_shed(lock, 0, DF_NL, out);
+	} else { /* one is under way; a closed gate is to be closed again, after a sweep for this `keep` */
+		lock->keep = DF_NL;
+		lock->gate = DF_GATE_REVOKING;
+	}
 	out->wake |= DF_WAKE_FORFEITED;
 }
 

@@ -27,6 +27,22 @@ class Recover : public Core
 		effect(mount, old, image);
 		complete(mount, old, image);
 	}
+	/* A liar has `word` of kKey in the new table. */
+	void lie(df_u64 word)
+	{
+		df_slot &slot = slots_[df_hash_bucket(kKey, 1) * DF_BUCKET_SLOTS];
+		slot.key = kKey;
+		slot.word = word;
+	}
+	void reassert_until_forfeited(Mount &mount)
+	{
+		for (int tries = 0; df_lock_reassert(&mount.lock, &mount.out); tries++) {
+			ASSERT_LT(tries, 100);
+			mount.perform();
+			chains(mount);
+		}
+		ASSERT_TRUE(mount.woken & DF_WAKE_FORFEITED);
+	}
 	void reassert_all()
 	{
 		for (df_u32 node = 1; node <= 3; node++) {
@@ -311,10 +327,82 @@ TEST_F(Recover, ForfeitedWhileShedding)
 	while (reassert(1))
 		chains(mount_[1]);
 	EXPECT_EQ(mount_[1].sheds, 0u) << "one is under way";
-	mount_[1].shed(DF_S); /* says what it began with */
+	ASSERT_EQ(df_lock_close_gate(&mount_[1].lock), 0);
+	EXPECT_EQ(df_lock_shed_done(&mount_[1].lock, DF_S, nullptr, &mount_[1].out), -1)
+		<< "what it began with";
+	mount_[1].shed(DF_NL);
 	resume();
 	EXPECT_EQ(mount_[1].lock.held, DF_NL);
 	EXPECT_TRUE(mount_[1].woken & DF_WAKE_RELEASED);
+}
+
+/* The shed has swept and writes back, nobody is admitted: what it keeps must go all the same, before the gate opens. */
+TEST_F(Recover, ForfeitedBehindAClosedGate)
+{
+	df_lock &lock = mount_[1].lock;
+	const df_value value{4711, 1, 2, 0};
+
+	hold(1, DF_X);
+	mount_[2].want(DF_S);
+	chains(mount_[2]);
+	lockd();
+	receive(mount_[1]);
+	ASSERT_EQ(mount_[1].keep, DF_S);
+	ASSERT_EQ(df_lock_close_gate(&lock), 0);
+	restart();
+	lie(df_unit(DF_X, 3));
+	reassert_until_forfeited(mount_[1]);
+	EXPECT_EQ(mount_[1].sheds, 0u) << "one is under way";
+	EXPECT_EQ(lock.keep, DF_NL);
+	EXPECT_EQ(df_lock_shed_done(&lock, DF_S, &value, &mount_[1].out), -1)
+		<< "S would stay cached";
+	EXPECT_EQ(df_lock_shed_done(&lock, DF_NL, nullptr, &mount_[1].out), -1)
+		<< "the gate is to be closed again, after a sweep";
+	EXPECT_EQ(df_lock_pin_guest(&lock, DF_S), DF_PIN_LOST) << "this sweep may wait for it";
+	resume();
+	EXPECT_NE(lock.gate, DF_GATE_OPEN);
+	EXPECT_FALSE(mount_[1].woken & DF_WAKE_RELEASED);
+	mount_[1].shed(DF_NL);
+	EXPECT_TRUE(mount_[1].woken & DF_WAKE_RELEASED);
+	EXPECT_FALSE(mount_[1].posted);
+	EXPECT_TRUE(df_lock_quiet(&lock));
+}
+
+/* The shed is over, for the shell; what it kept is forfeited before the release: it is shed once more. */
+TEST_F(Recover, ForfeitedAfterTheShed)
+{
+	for (bool before : {true, false}) {
+		df_lock &lock = mount_[1].lock;
+
+		hold(1, DF_X);
+		mount_[2].want(DF_S);
+		chains(mount_[2]);
+		lockd();
+		receive(mount_[1]);
+		ASSERT_EQ(mount_[1].keep, DF_S);
+		if (before) {
+			mount_[1].shed(DF_S);
+			ASSERT_EQ(lock.chain, DF_CHAIN_RELEASE);
+		}
+		restart();
+		if (!before)
+			mount_[1].shed(DF_S);
+		lie(df_unit(DF_X, 3));
+		reassert_until_forfeited(mount_[1]);
+		EXPECT_EQ(mount_[1].sheds, 1u);
+		EXPECT_EQ(mount_[1].keep, DF_NL);
+		EXPECT_EQ(df_lock_pin_guest(&lock, DF_S), DF_PIN_LOST);
+		resume();
+		EXPECT_NE(lock.gate, DF_GATE_OPEN) << "S is cached";
+		mount_[1].shed(DF_NL);
+		EXPECT_TRUE(mount_[1].woken & DF_WAKE_RELEASED);
+		EXPECT_TRUE(df_lock_quiet(&lock));
+		lie(0);
+		df_lock_cancel(&mount_[2].lock, &mount_[2].out);
+		restart();
+		resume();
+		settle();
+	}
 }
 
 TEST_F(Recover, ResumeWithoutReassertForfeits)
