@@ -247,8 +247,11 @@ void ClientNode::storage_reply(unsigned s, const StorageReply& reply) {
   const auto it = storage.pending.find(reply.request);
   if (it == storage.pending.end()) return;
   if (reply.status == StorageStatus::learning) {
+    // One at a time, as rpc/client.cc has it: over the next connection it goes by itself.
     world_.scheduler.later(*this, 1000 + world_.random.below(4000),
-                           [this, s, request = reply.request] { send_call(s, request); });
+                           [this, s, request = reply.request, connection = storage.connection] {
+                             if (storage_[s].connection == connection) send_call(s, request);
+                           });
     return;
   }
   const auto key = it->second.key;
