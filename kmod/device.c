@@ -95,6 +95,10 @@ static ssize_t dfs_device_write(struct kiocb *iocb, struct iov_iter *from)
 	request = dfs_connection_answered(daemon, head.unique);
 	if (!request)
 		return -ENOENT;
+	if (head.error == -EKEYREVOKED) {
+		dfs_session_fenced(daemon->connection, request->session);
+		head.error = -EIO;
+	}
 	if (!head.error)
 		error = dfs_take_body(request, from, length - sizeof(head));
 	if (error)

@@ -464,6 +464,11 @@ static u64 dfs_handle(struct dfs_session *session, enum dfs_session_event event)
 			session->cut_reason);
 		df_session_cut(&session->machine, dfs_now_ms(), &out);
 		break;
+	case DFS_EVENT_FENCED:
+		if (session->connecting || session->machine.id != READ_ONCE(session->fenced))
+			return DFS_NEVER;
+		df_session_fenced(&session->machine, dfs_now_ms(), &out);
+		break;
 	case DFS_EVENT_RENEWED:
 		df_session_renewed(&session->machine, dfs_now_ms(), &out);
 		break;
@@ -720,6 +725,19 @@ void dfs_session_aborted(struct dfs_connection *connection)
 	dfs_glimpses_cut(session);
 	dfs_locks_each(session, dfs_lock_aborted, NULL);
 	wake_up_all(&session->changed);
+	dfs_session_unuse(connection, session);
+}
+
+void dfs_session_fenced(struct dfs_connection *connection, u64 id)
+{
+	struct dfs_session *session = dfs_session_use(connection);
+
+	if (!session)
+		return;
+	if (id && READ_ONCE(session->id) == id) {
+		WRITE_ONCE(session->fenced, id);
+		dfs_event(session, DFS_EVENT_FENCED);
+	}
 	dfs_session_unuse(connection, session);
 }
 

@@ -46,6 +46,7 @@ struct dfs_lock;
 
 enum dfs_session_event {
 	DFS_EVENT_CUT = 0,
+	DFS_EVENT_FENCED,
 	DFS_EVENT_RENEWED,
 	DFS_EVENT_REASSERTED,
 	DFS_EVENT_RESUMED,
@@ -84,6 +85,7 @@ struct dfs_session {
 	u64 trusted_until_ms; /* READ_ONCE anywhere */
 
 	unsigned long events; /* bits of enum dfs_session_event */
+	u64 fenced;	      /* the session of DFS_EVENT_FENCED */
 	u32 cut_epoch;
 	char cut_reason[96];
 	struct dfs_post renewal;
@@ -139,6 +141,8 @@ u64 dfs_session_number(struct dfs_connection *connection);
 bool dfs_session_of_cluster(struct dfs_connection *connection, const u8 *cluster);
 /* -ENOTCONN: the session has ended, or the daemon's work is over. */
 int dfs_session_await(const struct dfs_daemon *daemon, struct dfs_ioc_session *session);
+/* A storaged refuses this session. */
+void dfs_session_fenced(struct dfs_connection *connection, u64 id);
 void dfs_session_daemon_changed(struct dfs_connection *connection);
 
 /* Whether what is held may be used now. */

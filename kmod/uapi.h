@@ -36,6 +36,9 @@
  *   - it is bound to the session under whose locks it was made (dfs_request_head.session): in another one it must change nothing. The daemon
  *     answers EIO then, as the storageds do for a session that is fenced.
  *
+ * Fence: a storaged that refuses the session of the request is answered as EKEYREVOKED. The caller gets EIO, and the session is lost at once
+ * (rdma/lock/session.h), if it is still that one.
+ *
  * What a daemon keeps, it can have again: layouts (asked for); the sessions' registrations of open inodes are the storageds', by session, and the
  * module knows which it made; the session and its locks are the module's; what was written and not synced is known by nobody: fsync asks
  * every data target of the file.

@@ -19,6 +19,7 @@ namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 
 constexpr milliseconds kReadyTimeout{60000};
+constexpr milliseconds kLeaveTimeout{5000};
 
 std::vector<std::string> storaged_command(const LocalCluster& local, const std::string& name) {
   return {"distfuse-storaged", "--config", local.config_path(), "--name", name};
@@ -60,11 +61,17 @@ Result<std::vector<std::string>> restart_command(const LocalCluster& local,
   return command;
 }
 
-/// The running one ends: by a signal before the next begins, or by itself when the next has taken over.
 Status await_end(const RunningDaemon& daemon, const Progress& progress) {
   if (wait_gone(daemon.process, kReadyTimeout, progress)) return {};
   return Error{ETIMEDOUT, fmt::format("{} (pid {}) did not stop: see its log, then `kill -9 {}`",
                                       daemon.name, daemon.process.pid, daemon.process.pid)};
+}
+
+/// The next client has taken over. One that stands still (SIGSTOP) does not leave by itself.
+Status await_leaving(const RunningDaemon& former, const Progress& progress) {
+  if (wait_gone(former.process, kLeaveTimeout, progress)) return {};
+  kill(former.process.pid, SIGKILL);
+  return await_end(former, progress);
 }
 
 /// The daemons that were started so far; stops them again unless kept.
@@ -182,7 +189,7 @@ Status restart(const std::string& root, const std::string& name) {
     const RunningDaemon former = std::exchange(
         daemon, {daemon.name, daemon.kind, daemon.mountpoint, daemon.coherence, *process});
     DISTFUSE_TRY(local->save_state(*daemons));
-    return attaches ? await_end(former, show) : Status{};
+    return attaches ? await_leaving(former, show) : Status{};
   }
   return Error{
       ENOENT,

@@ -152,7 +152,8 @@ Result<FileRef> Storage::file_ref(Ino ino, fuse_req_t req) {
 }
 
 void Storage::reply_error(fuse_req_t req, const Error& error) {
-  const int code = error.code == 0 || error.code == rpc::kFenced ? EIO : error.code;
+  static_assert(rpc::kFenced == EKEYREVOKED);  // kmod/uapi.h
+  const int code = error.code == 0 ? EIO : error.code;
   fuse_reply_err(req, code);
 }
 
