@@ -3,7 +3,8 @@
 // the same program.
 //   bench_files data DIR [--mib N]        4 KiB and 1 MiB, sequential and random, write and read, one thread, queue depth 1
 //   bench_files names DIR [--files N]     create, stat (after a stat by nobody), stat again, list with attributes, unlink
-//   bench_files handover DIR DIR [--turns N]   one byte written by turns through two mounts; and through the first alone
+//   bench_files handover DIR DIR [--turns N]   one byte written by turns through two mounts; through the first alone; and through both at
+//                                         once, by a thread each that goes on and on, for two seconds
 // Prints one JSON object: {"case": {"rate": per second, "unit": "...", "p50_us": , "p99_us": }}.
 //
 // Reads are measured twice: `read` with this mount's pages dropped before (posix_fadvise), `reread` from the page cache.
@@ -20,6 +21,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -143,6 +145,39 @@ void bench_names(const std::string& folder, std::size_t files) {
   if (rmdir(base.c_str()) != 0) fail("rmdir");
 }
 
+/// One thread a file descriptor, all writing to the same byte until the time is over. The rate is of all together; the times are of one write.
+void measure_race(const std::vector<int>& files, std::chrono::seconds how_long) {
+  std::vector<std::vector<double>> times(files.size());
+  std::vector<std::thread> threads;
+  const auto start = Clock::now();
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    threads.emplace_back([&, i] {
+      std::vector<char> byte(1, 'h');
+      for (auto before = Clock::now(); before - start < how_long;) {
+        transfer(files[i], true, byte, 0);
+        const auto after = Clock::now();
+        times[i].push_back(std::chrono::duration<double, std::micro>(after - before).count());
+        before = after;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  std::vector<double> all;
+  std::size_t least = times[0].size();
+  for (const auto& one : times) {
+    all.insert(all.end(), one.begin(), one.end());
+    least = std::min(least, one.size());
+  }
+  std::sort(all.begin(), all.end());
+  const auto count = static_cast<double>(all.size());
+  g_results.push_back({"write, two mounts at once", "1/s", count / seconds, all[all.size() / 2],
+                       all[all.size() * 99 / 100]});
+  // How fair it is: what the slower one of the two has of the whole.
+  g_results.push_back({"share of the slower mount", "of 1", static_cast<double>(least) / count,
+                       all.back(), all.back()});
+}
+
 void bench_handover(const std::string& first, const std::string& second, std::size_t turns) {
   const std::string name = "/bench.handover";
   const int a = must_open(first + name, O_WRONLY | O_CREAT);
@@ -151,6 +186,7 @@ void bench_handover(const std::string& first, const std::string& second, std::si
   measure("write, one mount", turns, 1, "1/s", [&](std::size_t) { transfer(a, true, byte, 0); });
   measure("write, two mounts by turns", turns, 1, "1/s",
           [&](std::size_t i) { transfer(i % 2 == 0 ? a : b, true, byte, 0); });
+  measure_race({a, b}, std::chrono::seconds(2));
   close(a);
   close(b);
   unlink((first + name).c_str());

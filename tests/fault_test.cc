@@ -175,6 +175,7 @@ TEST_P(StoragedKill, ALoadSeesOnlyAPause) {
 INSTANTIATE_TEST_SUITE_P(Roles, StoragedKill, testing::Values("storaged-0", "storaged-1"));
 
 TEST(ClientKill, ItsLocksAreFreedAndOthersGoOn) {
+  if (in_kernel()) GTEST_SKIP() << "its session is the kernel's: KernelClientKill";
   Cluster cluster({.mounts = 3, .storageds = 2});
   ASSERT_TRUE(cluster.ok());
   cluster.expect_log("session|fence|lost|connection|mount-0");
@@ -217,7 +218,50 @@ TEST(ClientKill, ItsLocksAreFreedAndOthersGoOn) {
   EXPECT_EQ(umount2(victim.c_str(), MNT_DETACH), 0);
 }
 
-/// Mounts in a process of its own, takes shared locks and exclusive ones, and is killed with them.
+TEST(KernelClientKill, ItsLocksStayAndOthersWaitForWhatIsDirtyAlone) {
+  if (!in_kernel()) GTEST_SKIP() << "the session is the client's: ClientKill";
+  Cluster cluster({.mounts = 2, .storageds = 2});
+  ASSERT_TRUE(cluster.ok());
+  const std::string victim = cluster.mount(0), other = cluster.mount(1);
+  { std::ofstream(victim + "/clean") << "clean"; }
+  { std::ifstream(other + "/clean") >> std::ws; }
+  const int fd = open((victim + "/written").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  ASSERT_GE(fd, 0);
+  ASSERT_EQ(write(fd, "promised", 8), 8);
+  struct flock range {};
+  range.l_type = F_WRLCK;
+  ASSERT_EQ(fcntl(fd, F_SETLK, &range), 0) << std::strerror(errno);
+  ASSERT_EQ(flock(fd, LOCK_EX), 0) << std::strerror(errno);
+
+  cluster.kill_daemon("mount-0");
+  // What is clean here and there is used by everybody, the victim too; what is dirty waits.
+  std::string word;
+  EXPECT_TRUE(std::ifstream(other + "/clean") >> word);
+  EXPECT_EQ(word, "clean");
+  char text[9] = {};
+  EXPECT_EQ(pread(fd, text, 8, 0), 8);
+  EXPECT_EQ(pwrite(fd, "replaced", 8, 0), 8);
+  std::atomic<bool> had = false;
+  std::thread reader([&] {
+    const int at = open((other + "/written").c_str(), O_RDWR | O_CLOEXEC);
+    char got[9] = {};
+    EXPECT_EQ(pread(at, got, 8, 0), 8);
+    EXPECT_STREQ(got, "replaced");
+    had = true;
+    EXPECT_EQ(fcntl(at, F_SETLK, &range), -1) << "the session and its locks are still there";
+    EXPECT_EQ(flock(at, LOCK_EX | LOCK_NB), -1);
+    close(at);
+  });
+  std::this_thread::sleep_for(milliseconds(500));
+  EXPECT_FALSE(had) << "another mount read over dirty data";
+  cluster.restart_daemon("mount-0");
+  reader.join();
+  EXPECT_EQ(fsync(fd), 0);
+  EXPECT_EQ(cluster.session_states("mount-0"), "live");
+  close(fd);
+}
+
+/// Mounts in a process of its own (mode `user`: there the process is the session), takes shared locks and exclusive ones, and is killed with them.
 class ShortLivedMount {
  public:
   ShortLivedMount(const Cluster& cluster, std::string mountpoint)
@@ -229,7 +273,7 @@ class ShortLivedMount {
       const std::string config = cluster.root() + "/cluster.toml";
       const std::string log = cluster.root() + "/run/short-lived.log";
       execl(binary.c_str(), "distfuse", "mount", "--foreground", "--config", config.c_str(),
-            "--log-file", log.c_str(), mountpoint_.c_str(), nullptr);
+            "--coherence", "user", "--log-file", log.c_str(), mountpoint_.c_str(), nullptr);
       _exit(127);
     }
     struct stat s {};
@@ -353,7 +397,55 @@ TEST(SessionFence, AMountThatStillTrustsGoesOnWithANewSession) {
   EXPECT_EQ(losses, 1U) << log;
 }
 
+/// Both the kernel (a page that was stored to through a mapping is refused) and the daemon (size and times that the server never got) know
+/// of the loss, and neither knows whom the other has told: each open file is told, by both at most (docs/faults.md).
+TEST(SessionFence, AWriterThroughAMappingIsToldTwiceAtMost) {
+  constexpr auto kLease = std::chrono::milliseconds(2000);
+  Cluster cluster({.mounts = 2, .storageds = 1, .lease = kLease});
+  ASSERT_TRUE(cluster.ok());
+  cluster.expect_log("session|fence|lost|connection|refused|requests fail|no sign of lockd");
+  const std::string path = cluster.mount(0) + "/file";
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT, 0644);
+  const int idle = open(path.c_str(), O_RDWR);
+  ASSERT_GE(std::min(fd, idle), 0);
+  ASSERT_EQ(ftruncate(fd, 4096), 0);
+  ASSERT_EQ(fsync(fd), 0);
+  char* map = static_cast<char*>(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  ASSERT_NE(map, MAP_FAILED);
+  ASSERT_EQ(pwrite(fd, "grown", 5, 4096), 5);
+  map[0] = 'm';
+  cluster.signal_daemon("mount-0", SIGSTOP);
+  char byte = 0;
+  const int other = open((cluster.mount(1) + "/file").c_str(), O_RDONLY);
+  EXPECT_EQ(pread(other, &byte, 1, 0), 1) << "once the other is fenced";
+  close(other);
+  cluster.signal_daemon("mount-0", SIGCONT);
+  unsigned told = 0;
+  std::string trace;
+  const auto call = [&](const char* name, int result) {
+    told += result != 0 ? 1 : 0;
+    trace += std::string(name) + ": " + (result == 0 ? "0" : std::strerror(errno)) + "; ";
+    EXPECT_TRUE(result == 0 || errno == EIO) << trace;
+  };
+  call("msync", msync(map, 4096, MS_SYNC));
+  EXPECT_EQ(told, 1U) << trace;
+  call("fsync", fsync(fd));
+  EXPECT_LE(told, 2U) << trace;
+  call("idle fsync", fsync(idle));
+  EXPECT_GE(told, 2U) << "each open file: " << trace;
+  call("idle fsync", fsync(idle));
+  told = 0;
+  for (const int file : {fd, idle}) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    call("fsync", fsync(file));
+    call("close", close(file));
+  }
+  EXPECT_EQ(told, 0U) << trace;
+  munmap(map, 4096);
+}
+
 TEST(ClientKill, UnderContentionNobodyElseLosesAnything) {
+  if (in_kernel()) GTEST_SKIP() << "its session is the kernel's: KernelClientKill";
   std::mt19937_64 random(test_seed("client kill"));
   Cluster cluster({.mounts = 3, .storageds = 2});
   ASSERT_TRUE(cluster.ok());

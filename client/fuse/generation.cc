@@ -21,6 +21,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 #include "client/fuse/filesystem.h"
@@ -174,6 +176,9 @@ Result<Filesystem::Generation> Filesystem::make_generation(std::uint64_t number)
   lock_options.cluster_id = cluster.id;
   lock_options.mount_name = options_.name;
   lock_options.max_locks = cluster.client.max_locks;
+  // For scripts/bench handover alone.
+  const char* hold_time = std::getenv("DISTFUSE_HOLD_TIME");
+  lock_options.hold_time = hold_time == nullptr || std::string_view(hold_time) != "off";
   lock_options.give_up = std::chrono::seconds(cluster.client.give_up_s);
   auto locks = LockTable::create(lock_options, *fresh.owner);
   if (!locks) return locks.error();

@@ -133,6 +133,8 @@ struct LockTableOptions {
   unsigned lanes = 16;
   unsigned revokers = 8;
   std::size_t max_locks = 100000;  ///< Held locks kept without a pin; the oldest go first.
+  /// Minimum hold time against ping-pong (rdma/lock/hold.h); off, to measure what it brings.
+  bool hold_time = true;
   std::chrono::milliseconds connect_timeout{5000};
   std::chrono::milliseconds give_up{30000};  ///< No lockd for this long: the session is lost.
 };

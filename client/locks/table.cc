@@ -195,6 +195,7 @@ bool Table::feed(Link& link, Lock& lock, const df_msg& message, const df_value* 
 
 /// With the lock's mutex. Whether the Revoke is kept for later.
 bool Table::hold_back(Lock& lock, const df_msg& message) {
+  if (!options_.hold_time) return false;
   if (lock.held_back.empty()) {
     if (lock.core.held == DF_NL || lock.core.gate != DF_GATE_OPEN) return false;
     const std::uint64_t now = now_us();
