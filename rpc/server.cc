@@ -281,6 +281,7 @@ void ServerImpl::hello(Connection& connection) {
   if (!join_channel(connection, hello)) return;
   if (connection.held) {
     --handshakes_;
+    ++held_;
     return spdlog::debug("rpc: {} waits for the end of earlier connections", connection.peer.name);
   }
   open(connection, hello, address);
@@ -305,8 +306,10 @@ bool ServerImpl::has_predecessor(const Connection& connection) const {
            other.daemon < connection.daemon;
   };
   if (connection.daemon == 0) return false;
+  // An endpoint that is still being closed brings nothing more: its token is unknown. (Two endpoints to one worker cannot be: the workers are two
+  // processes'.)
   return std::any_of(closing_.begin(), closing_.end(),
-                     [&](const auto& other) { return precedes(*other); }) ||
+                     [&](const auto& other) { return other->slots != 0 && precedes(*other); }) ||
          std::any_of(connections_.begin(), connections_.end(),
                      [&](const auto& other) { return precedes(*other.second); });
 }
@@ -343,6 +346,7 @@ void ServerImpl::leave_channel(Connection& connection) {
 
 /// Connections have gone. What waited for that is opened.
 void ServerImpl::admit_held() {
+  if (held_ == 0) return;
   std::vector<Connection*> ready;
   for (const auto& [token, connection] : connections_)
     if (connection->held && !connection->doomed &&
@@ -353,6 +357,7 @@ void ServerImpl::admit_held() {
 
 void ServerImpl::admit(Connection& connection) {
   connection.held = false;
+  --held_;
   ++handshakes_;
   wire::Hello hello{};
   const auto body = connection.reader.body();
@@ -463,6 +468,7 @@ void ServerImpl::reap() {
   for (Connection* connection : doomed) {
     release_waiting(*connection);
     connection->stream.reset();
+    if (connection->held) --held_;
     if (connection->endpoint == nullptr && !connection->held) --handshakes_;
     close_endpoint(*connection);
     auto node = connections_.extract(connection->token);
@@ -476,7 +482,7 @@ void ServerImpl::reap() {
     return true;
   });
   for (const auto& connection : gone) leave_channel(*connection);
-  if (!gone.empty()) admit_held();
+  admit_held();
 }
 
 void ServerImpl::close_endpoint(Connection& connection) {

@@ -152,6 +152,7 @@ class ServerImpl final : public Server {
   std::vector<Connection*> doomed_;
   std::vector<std::unique_ptr<Connection>> closing_;
   bool reap_again_ = false;       ///< The last slot of a connection in closing_ was freed.
+  std::uint32_t held_ = 0;        ///< Connections.
   std::uint32_t handshakes_ = 0;  ///< Without those held: of these there is one a channel.
   bool accepting_ = true;
   bool timer_on_ = false;

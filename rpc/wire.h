@@ -21,7 +21,7 @@
 //
 // Daemons of one mount (mode `kernel`): a session may outlive the client process, and the next one sends again what the former had not been
 // answered. Hello.daemon counts them. A client's Hello ends all connections of its session that belong to earlier daemons, of whatever channel,
-// and is held until they are gone altogether, as above; one of an earlier daemon than a connection that is here belongs to is refused. So nothing of a
+// and is held until none of their requests runs, or can run; one of an earlier daemon than a connection that is here belongs to is refused. So nothing of a
 // former daemon takes effect after anything of a later one. (A former one that lived on would have to come back while the later one has no
 // connection at all: the module has let it answer everything, or has seen the end of its process, before there is a later one.)
 //

@@ -145,6 +145,39 @@ const std::vector<Fault>& fault_table() {
   return table;
 }
 
+namespace {
+
+Fault row_in_kernel(Fault fault) {
+  const auto of_client = [](const Step& step) {
+    return std::string(step.daemon).starts_with("mount-");
+  };
+  std::string killed;
+  for (const Step& step : fault.steps)
+    if (step.what == Step::kill && of_client(step)) killed = step.daemon;
+  // Its session does not end: nobody sees it fenced or missed, and all reclaim at once.
+  std::erase_if(fault.steps, [](const Step& step) { return step.what == Step::seen; });
+  if (fault.hit < 0) return fault;
+  if (!killed.empty()) fault.steps.push_back({Step::restart, "mount-0"});
+  fault.hit = -1;
+  fault.told = Told::nothing;
+  fault.may_lose = false;
+  fault.away = true;
+  return fault;
+}
+
+}  // namespace
+
+std::vector<Fault> faults_of_mode() {
+  std::vector<Fault> faults;
+  for (const Fault& fault : fault_table()) {
+    if (!in_kernel())
+      faults.push_back(fault);
+    else if (fault.roles == 0)
+      faults.push_back(row_in_kernel(fault));
+  }
+  return faults;
+}
+
 std::string fault_table_markdown() {
   static const char* const kTold[] = {
       "nothing: its calls wait",

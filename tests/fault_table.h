@@ -55,6 +55,9 @@ inline constexpr std::chrono::seconds kSlack{8};
 
 /// Three mounts, two storageds.
 [[nodiscard]] const std::vector<Fault>& fault_table();
+/// What is asserted on the mounts of this run (in_kernel()): there the session is the kernel's, and the death of a client, which is followed by another,
+/// is a pause like any other daemon's. Without the rows that do not hold there (docs/faults.md).
+[[nodiscard]] std::vector<Fault> faults_of_mode();
 /// As it stands in docs/faults.md.
 [[nodiscard]] std::string fault_table_markdown();
 

@@ -224,7 +224,6 @@ TEST(KernelClientKill, ItsLocksStayAndOthersWaitForWhatIsDirtyAlone) {
   ASSERT_TRUE(cluster.ok());
   const std::string victim = cluster.mount(0), other = cluster.mount(1);
   { std::ofstream(victim + "/clean") << "clean"; }
-  { std::ifstream(other + "/clean") >> std::ws; }
   const int fd = open((victim + "/written").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   ASSERT_GE(fd, 0);
   ASSERT_EQ(write(fd, "promised", 8), 8);
@@ -232,6 +231,7 @@ TEST(KernelClientKill, ItsLocksStayAndOthersWaitForWhatIsDirtyAlone) {
   range.l_type = F_WRLCK;
   ASSERT_EQ(fcntl(fd, F_SETLK, &range), 0) << std::strerror(errno);
   ASSERT_EQ(flock(fd, LOCK_EX), 0) << std::strerror(errno);
+  { std::ifstream(other + "/clean") >> std::ws; }
 
   cluster.kill_daemon("mount-0");
   // What is clean here and there is used by everybody, the victim too; what is dirty waits.

@@ -70,7 +70,8 @@ class Campaign {
   }
 
   void one(Load& load, double minute) {
-    const auto& fault = fault_table()[random_() % fault_table().size()];
+    static const auto faults = faults_of_mode();
+    const auto& fault = faults[random_() % faults.size()];
     std::uint32_t errors[3];
     for (std::size_t i = 0; i < 3; ++i) errors[i] = load.errors(i);
     const auto away = inject(cluster_, load, fault);

@@ -152,6 +152,11 @@ Status serve(Server& server, Storage& storage, const MountOptions& options) {
   const int served = server.join();
   spdlog::info("{} is {}", options.mountpoint,
                storage.device().replaced() ? "served by the next client" : "unmounted or aborted");
+  if (storage.device().replaced()) {
+    // Everything is answered. An orderly end of the connections, which the storageds are ending too, would only keep the old program running.
+    spdlog::shutdown();
+    _exit(0);
+  }
   if (served < 0)
     return Error{-served, fmt::format("{}: cannot serve: {}", options.mountpoint,
                                       std::generic_category().message(-served))};
@@ -181,8 +186,10 @@ Status attach_mount(const MountOptions& options) {
   DISTFUSE_TRY(prepare_process());
   auto device = Device::open();
   if (!device) return device.error();
-  DISTFUSE_TRY(device->attach(options.cluster, options.mountpoint, kDrain));
   Storage storage(options.cluster, *device);
+  storage.warm_up();
+  // From here on the mount's requests wait for this process.
+  DISTFUSE_TRY(device->attach(options.cluster, options.mountpoint, kDrain));
   DISTFUSE_TRY(storage.connect(true));
   Server server(storage);
   DISTFUSE_TRY(server.start(device->descriptor(), options.debug));

@@ -54,6 +54,12 @@ Result<Storage::GenerationRef> Storage::make_generation(std::uint64_t session) c
   return made;
 }
 
+/// UCX loads its parts and looks for devices with the first worker of a process.
+void Storage::warm_up() const {
+  constexpr std::uint64_t kAnySession = 1;
+  if (const auto made = make_generation(kAnySession)) (void)(*made)->rpc->connection(0);
+}
+
 Status Storage::connect(bool lenient) {
   // Lost, and there is no next one yet: follow_session() takes it up.
   if (device_.session().id == 0) return {};

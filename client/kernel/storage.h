@@ -41,6 +41,8 @@ class Storage {
 
   /// Reaches every storaged. Error: which of them is not reachable; `lenient`: that is only logged, requests go on trying.
   Status connect(bool lenient);
+  /// Makes ready, without reaching anyone, what the first connection needs: for one that is to be quick.
+  void warm_up() const;
   [[nodiscard]] Device& device() { return device_; }
   /// From here on each session that follows is taken up; ends with the mount.
   void follow() {
