@@ -66,7 +66,7 @@ Error not_ready(const DaemonCommand& command, pid_t pid, const std::string& how)
 Result<ProcessId> identify(pid_t pid) {
   std::ifstream file(fmt::format("/proc/{}/stat", pid));
   std::string text;
-  std::getline(file, text, '\0');  // reading that of a process which ends meanwhile fails
+  std::getline(file, text, '\0');         // reading that of a process which ends meanwhile fails
   const auto name_end = text.rfind(')');  // the name may hold anything
   if (name_end == std::string::npos) return Error{ESRCH, fmt::format("no process {}", pid)};
   std::istringstream fields(text.substr(name_end + 2));
