@@ -4,6 +4,9 @@
 
 #include "fabric_internal.h"
 
+/* Longer than a queue pair takes to give up a peer by its own retries, shorter than a session is trusted by default (7 s). */
+#define DFS_STALL_MS 5000u
+
 void dfs_link_fail(struct dfs_link *link, bool peer, const char *reason)
 {
 	if (test_and_set_bit(DFS_LINK_ENDED, &link->flags))
@@ -80,6 +83,8 @@ static int dfs_chain_post(struct dfs_endpoint *endpoint, struct dfs_post *post)
 	wr[i - 1]->send_flags |= IB_SEND_SIGNALED;
 	wr[i - 1]->wr_cqe = &buffer->cqe;
 	buffer->post = post;
+	if (endpoint->free_count == DFS_CHAINS - 1)
+		endpoint->moved = jiffies;
 	endpoint->posted += chain->count;
 	return ib_post_send(endpoint->qp, wr[0], NULL);
 }
@@ -150,6 +155,7 @@ void dfs_chain_completed(struct ib_cq *cq, struct ib_wc *wc)
 	post->done(post, 0, old, memory + DFS_CHAIN_IMAGE);
 	spin_lock_bh(&endpoint->spin);
 	endpoint->completed++;
+	endpoint->moved = jiffies;
 	buffer->post = NULL;
 	endpoint->free_chains[endpoint->free_count++] = buffer - endpoint->chains;
 	error = dfs_chains_go_on(endpoint);
@@ -165,6 +171,38 @@ void dfs_step_completed(struct ib_cq *cq, struct ib_wc *wc)
 	/* Unsignalled: only errors come here. */
 	if (wc->status != IB_WC_SUCCESS && wc->status != IB_WC_WR_FLUSH_ERR)
 		dfs_link_fail(endpoint->link, false, dfs_wc_reason(wc));
+}
+
+/*
+ * Whether chains are in flight of which none was completed for DFS_STALL_MS, in two looks that follow each other: after a machine stood still its
+ * completions may come later than this work.
+ */
+static bool dfs_endpoint_stalled(struct dfs_endpoint *endpoint)
+{
+	bool stalled;
+
+	spin_lock_bh(&endpoint->spin);
+	stalled = endpoint->chains && endpoint->free_count < DFS_CHAINS &&
+		  time_after(jiffies, endpoint->moved + msecs_to_jiffies(DFS_STALL_MS));
+	endpoint->stalled_looks = stalled ? endpoint->stalled_looks + 1 : 0;
+	stalled = endpoint->stalled_looks >= 2;
+	spin_unlock_bh(&endpoint->spin);
+	return stalled;
+}
+
+/* While the link is open. */
+void dfs_link_watch(struct work_struct *work)
+{
+	struct dfs_link *link = container_of(to_delayed_work(work), struct dfs_link, watchdog);
+	u32 i;
+
+	for (i = 0; i < DFS_ENDPOINTS; i++) {
+		if (dfs_endpoint_stalled(&link->endpoint[i]))
+			dfs_link_fail(link, false,
+				      "the RDMA device has not completed an operation for 5 s");
+	}
+	if (!test_bit(DFS_LINK_ENDED, &link->flags))
+		schedule_delayed_work(&link->watchdog, DFS_LOOK);
 }
 
 /* The queue pair is in error and drained. */

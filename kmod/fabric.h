@@ -13,6 +13,8 @@
  *
  * ORDER: a WRITE after a READ or an atomic of the same queue pair carries IB_SEND_FENCE: RC lets it overtake their answers else.
  *
+ * A chain that the device neither completes nor fails for 5 s (soft-RoCE now and then, after lost packets) ends the link: rdma/fabric/verbs_worker.cc does the same.
+ *
  * Recovery: none. The first error of any endpoint, and any end of it, is told to the owner once (`ended`), from then on no message is reported. stop() ends all
  * chains and leaves the connection as it is, for lockd takes its end by us as the end of our trust; close() disconnects and frees.
  *

@@ -293,6 +293,7 @@ static struct dfs_link *dfs_link_alloc(const struct dfs_link_owner *owner, void 
 	link->owner_data = owner_data;
 	link->epoch = epoch;
 	spin_lock_init(&link->early_spin);
+	INIT_DELAYED_WORK(&link->watchdog, dfs_link_watch);
 	for (i = 0; i < DFS_ENDPOINTS; i++) {
 		struct dfs_endpoint *endpoint = &link->endpoint[i];
 
@@ -360,6 +361,7 @@ int dfs_link_open(const struct sockaddr_storage *address, const struct df_hello 
 		dfs_link_close(link);
 		return error;
 	}
+	schedule_delayed_work(&link->watchdog, DFS_LOOK);
 	*result = link;
 	return 0;
 }
@@ -388,6 +390,7 @@ void dfs_link_stop(struct dfs_link *link)
 	set_bit(DFS_LINK_ENDED, &link->flags);
 	if (test_and_set_bit(DFS_LINK_STOPPED, &link->flags))
 		return;
+	cancel_delayed_work_sync(&link->watchdog);
 	for (i = 0; i < DFS_ENDPOINTS; i++) {
 		if (link->endpoint[i].qp)
 			ib_drain_qp(link->endpoint[i].qp);

@@ -4,6 +4,7 @@
 #define DISTFUSE_KMOD_FABRIC_INTERNAL_H
 
 #include <linux/completion.h>
+#include <linux/workqueue.h>
 #include <rdma/ib_verbs.h>
 #include <rdma/rdma_cm.h>
 
@@ -22,6 +23,7 @@
 #define DFS_SENDS (DFS_CREDITS + DFS_CREDIT_SENDS)
 #define DFS_RECEIVES (DFS_CREDITS + DFS_CREDIT_SENDS)
 #define DFS_EARLY DFS_CREDITS
+#define DFS_LOOK (HZ / 2) /* the watchdog's */
 
 /* Immediate data of a send: is it a message, and the credits that it returns. */
 #define DFS_IMM_MESSAGE (1u << 31)
@@ -76,6 +78,9 @@ struct dfs_endpoint {
 	u32 ring_tail;
 	u64 posted;
 	u64 completed;
+	/* jiffies: when the first chain in flight was posted, or one was completed since */
+	unsigned long moved;
+	u32 stalled_looks;
 	struct ib_cqe step_cqe;
 };
 
@@ -85,6 +90,7 @@ struct dfs_link {
 	const struct dfs_link_owner *owner;
 	void *owner_data;
 	const char *early_reason;
+	struct delayed_work watchdog;
 	spinlock_t early_spin;
 	u32 early_count;
 	u32 early_length[DFS_EARLY];
@@ -96,6 +102,7 @@ void dfs_link_fail(struct dfs_link *link, bool peer, const char *reason);
 bool dfs_link_deliver(struct dfs_link *link, const void *bytes, u32 length);
 int dfs_receive_post(struct dfs_endpoint *endpoint, struct dfs_message_buffer *buffer);
 void dfs_chains_cancel(struct dfs_endpoint *endpoint);
+void dfs_link_watch(struct work_struct *work);
 
 void dfs_chain_completed(struct ib_cq *cq, struct ib_wc *wc);
 void dfs_step_completed(struct ib_cq *cq, struct ib_wc *wc);
