@@ -80,14 +80,15 @@ void Storage::begin(GenerationRef made) {
   begun_.notify_all();
 }
 
+/// Session ids go up. The module tells the follower of a session at the time at which it makes requests in it.
 Storage::GenerationRef Storage::generation() const {
+  const std::uint64_t session = origin().session;
   std::unique_lock lock(mutex_);
   begun_.wait_for(lock, std::chrono::seconds(cluster_.client.give_up_s),
-                  [this] { return generation_ != nullptr; });
+                  [&] { return generation_ != nullptr && generation_->session >= session; });
   return generation_;
 }
 
-/// Session ids go up. The module tells the follower of a session at the time at which it makes requests in it.
 Result<Storage::GenerationRef> Storage::generation_to_change() const {
   const std::uint64_t session = origin().session;
   std::unique_lock lock(mutex_);
