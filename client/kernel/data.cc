@@ -43,9 +43,8 @@ void Storage::write(fuse_req_t req, Ino ino, std::span<const std::byte> bytes,
 void Storage::fsync(fuse_req_t req, Ino ino) {
   auto file = file_ref(ino, req);
   if (!file) return reply_error(req, file.error());
-  const auto present = generation();
-  if (!present) return (void)fuse_reply_err(req, EIO);
-  const Status synced = present->data->sync(*file, kMaxFileSize);
+  const Status synced =
+      in_some_session([&](Generation& present) { return present.data->sync(*file, kMaxFileSize); });
   if (!synced.ok()) return reply_error(req, synced.error());
   fsyncdir(req);
 }

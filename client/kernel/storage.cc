@@ -81,12 +81,12 @@ void Storage::begin(GenerationRef made) {
 }
 
 /// Session ids go up. The module tells the follower of a session at the time at which it makes requests in it.
-Storage::GenerationRef Storage::generation() const {
-  const std::uint64_t session = origin().session;
+Storage::GenerationRef Storage::generation(std::uint64_t least) const {
+  const std::uint64_t session = std::max(least, origin().session);
   std::unique_lock lock(mutex_);
   begun_.wait_for(lock, std::chrono::seconds(cluster_.client.give_up_s),
                   [&] { return generation_ != nullptr && generation_->session >= session; });
-  return generation_;
+  return generation_ != nullptr && generation_->session >= session ? generation_ : nullptr;
 }
 
 Result<Storage::GenerationRef> Storage::generation_to_change() const {
@@ -121,9 +121,8 @@ void Storage::follow_session() {
 
 Result<rpc::MetadataReply> Storage::ask(const rpc::MetadataRequest& request, fuse_req_t req) {
   const fuse_ctx* context = fuse_req_ctx(req);
-  const GenerationRef present = generation();
-  if (!present) return Error{EIO, {}};
-  return present->rpc->call(request, context->uid, context->gid);
+  return in_some_session(
+      [&](Generation& present) { return present.rpc->call(request, context->uid, context->gid); });
 }
 
 Result<rpc::MetadataReply> Storage::call(const rpc::MetadataRequest& request, fuse_req_t req) {
