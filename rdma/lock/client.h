@@ -101,6 +101,7 @@ struct df_lock {
 	df_u64 next_seq;       /* of one that came meanwhile; 0: none */
 	df_u64 glimpse_seq; /* of a Glimpse that waits for the chain in flight, or is being published; 0: none */
 	df_u64 undo; /* what takes the attempt in flight off the word again */
+	df_u64 over; /* asserting X: the word that the CAS expects */
 	struct df_value publish;
 	df_u32 slot; /* DF_NO_SLOT: not known */
 	df_u32 pins;
@@ -134,10 +135,9 @@ struct df_lock {
 	unsigned detached : 1;
 	unsigned
 		asserting : 1; /* detached: the chain or Find is of df_lock_reassert, or it was BUSY */
-	unsigned asserted : 1;	  /* detached: `held` is in the new table */
-	unsigned over_waiter : 1; /* asserting X: the CAS expects the contended bit */
-	unsigned void_try : 1;	  /* detach ended a try: WOULD_BLOCK is due */
-	unsigned forfeited : 1;	  /* until what was below it is forgotten */
+	unsigned asserted : 1;	/* detached: `held` is in the new table */
+	unsigned void_try : 1;	/* detach ended a try: WOULD_BLOCK is due */
+	unsigned forfeited : 1; /* until what was below it is forgotten */
 };
 
 void df_lock_init(struct df_lock *lock, const struct df_table *table, df_u64 key);
@@ -220,7 +220,7 @@ void df_lock_detach(struct df_lock *lock);
  * Takes what is held in the new table by chains of our own; never asks (but may send Find), does not care for the contended bit. 1: begun, a
  * WAKE will follow; 0: nothing to take (no output). WAKE:
  *   REASSERTED  it is in the new table.
- *   BUSY        call df_lock_reassert again after a pause (1 ms, doubling to 100): lockd had no room for the Find, or something stood in
+ *   BUSY        call df_lock_reassert again after a pause (1 ms, doubling to 100): lockd had no room for the Find, or an owner stood in
  *               the word that may be the passing attempt of somebody who looks for another key.
  *   FORFEITED   it stood there 16 times. The lock is not held any more; what is dirty below it must not be written. If no shed is under way
  *               (df_lock_shed_done was called for the last one) SHED(NL) comes with it: forget everything below, without writing, and

@@ -4,8 +4,12 @@
  *
  * Why a conflict is a liar's or passes: only sessions that were live when lockd ended re-assert, each what it held or was certainly
  * granted; those modes were compatible in the old word. What else can stand in a word of the new table: lockd's owner 0x7fff while it
- * re-keys (found again), and units of an attempt on another key that this slot had or has (taken off by the next chain of
- * that session). So a conflict is tried again before the lock is forfeited.
+ * re-keys (found again), and units of an attempt on another key that this slot had or has, which the next chain of that session takes
+ * off, or lockd when that session has ended. That may take as long as a lease. So shared units are no conflict: X is taken beside them, as
+ * it would stand if they had come later. An owner is in the way, for the field has room for one: tried again, then forfeited.
+ *
+ * Known weakness: the owner may be an attempt on another key of a session that stands still for longer than the tries last. It takes a slot
+ * that is claimed in grace and re-keyed before its first take arrives, which lockd does last (lockd_find.c).
  */
 #include "rdma/lock/client_internal.h"
 
@@ -39,7 +43,7 @@ void df_lock_detach(struct df_lock *lock)
 	lock->conflicts = 0;
 	lock->asserting = 0;
 	lock->asserted = 0;
-	lock->over_waiter = 0;
+	lock->over = 0;
 	lock->detached = 1;
 }
 
@@ -67,12 +71,11 @@ void df_assert_take(struct df_lock *lock, struct df_out *out)
 {
 	struct df_chain *chain = df_begin_chain(lock, DF_CHAIN_TAKE, out);
 	df_u64 unit = df_own_unit(lock, lock->held);
-	df_u64 waiter = lock->over_waiter ? DF_CONTENDED : 0;
 
 	lock->woken = 0;
 	lock->refind = 0;
 	if (lock->held == DF_X) {
-		df_chain_cas(chain, df_word_offset(lock), waiter, waiter | unit);
+		df_chain_cas(chain, df_word_offset(lock), lock->over, lock->over | unit);
 	} else {
 		df_chain_hint(lock, chain);
 		df_chain_faa(chain, df_word_offset(lock), unit);
@@ -97,20 +100,21 @@ static void asserted(struct df_lock *lock, const struct df_slot *slot, struct df
 void df_assert_taken(struct df_lock *lock, df_u64 old, const struct df_slot *slot,
 		     struct df_out *out)
 {
-	df_u64 others = old & ~DF_CONTENDED;
-	int in_word = lock->held != DF_X || old == (lock->over_waiter ? DF_CONTENDED : 0);
+	int in_word = lock->held != DF_X || old == lock->over;
 
 	lock->woken = (unsigned)df_word_contended(old) & 1u;
 	lock->refind = slot->key != lock->key || df_word_owner(old) == DF_NODE_LOCKD;
-	if (in_word && !lock->refind && df_word_admits(others, lock->held))
+	if (in_word && !lock->refind && !df_word_owner(old))
 		asserted(lock, slot, out);
 	else if (in_word)
 		df_chain_faa(df_begin_chain(lock, DF_CHAIN_UNDO, out), df_word_offset(lock),
 			     lock->undo);
 	else if (lock->refind)
 		df_find_again(lock, out);
-	else if (!others) { /* nobody but lockd's queue: it stands behind what was held before */
-		lock->over_waiter = lock->woken;
+	else if (
+		!df_word_owner(
+			old)) { /* lockd's queue stands behind what was held before; shared units are attempts */
+		lock->over = old;
 		df_assert_take(lock, out);
 	} else {
 		df_assert_failed(lock, out);

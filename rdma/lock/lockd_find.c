@@ -154,14 +154,20 @@ static void evict(struct df_lockd *lockd, struct df_waiter *find)
 		  bucket_of(lockd, find) * DF_BUCKET_SLOTS + lockd->victim++ % DF_BUCKET_SLOTS);
 }
 
+static int take_unused(struct df_lockd *lockd, struct df_waiter *find)
+{
+	if (lockd->overflow_used == lockd->config.overflow)
+		return 0;
+	queue_for(lockd, find, first_overflow(lockd) + lockd->overflow_used++);
+	return 1;
+}
+
 static void try_overflow(struct df_lockd *lockd, struct df_waiter *find)
 {
 	df_u32 left;
 
-	if (lockd->overflow_used < lockd->config.overflow) {
-		queue_for(lockd, find, first_overflow(lockd) + lockd->overflow_used++);
+	if (take_unused(lockd, find))
 		return;
-	}
 	if (!lockd->config.overflow) {
 		evict(lockd, find);
 		return;
@@ -190,6 +196,9 @@ static void bucket_read(struct df_lockd *lockd, struct df_waiter *find, const st
 			return;
 		}
 	}
+	if (lockd->grace &&
+	    take_unused(lockd, find)) /* a free word may be one just claimed, to be taken next */
+		return;
 	for (i = 0; i < DF_BUCKET_SLOTS; i++) {
 		if (!slots[i].word) {
 			queue_for(lockd, find, first + i);

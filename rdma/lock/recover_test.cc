@@ -269,7 +269,7 @@ TEST_F(Recover, PassingConflictIsTriedAgain)
 	reassert(1);
 	find(mount_[1]);
 	df_u64 &word = slots_[mount_[1].lock.slot].word;
-	word = df_unit(DF_S, 9); /* of an attempt on another key */
+	word = df_unit(DF_X, 9); /* of an attempt on another key */
 	chains(mount_[1]);
 	EXPECT_EQ(mount_[1].woken, DF_WAKE_BUSY);
 	word = 0;
@@ -277,6 +277,30 @@ TEST_F(Recover, PassingConflictIsTriedAgain)
 	ASSERT_EQ(reassert(1), 1);
 	chains(mount_[1]);
 	EXPECT_EQ(mount_[1].woken, DF_WAKE_REASSERTED);
+}
+
+/* Its session may stand still until its lease has run out: no reason to lose a lock. */
+TEST_F(Recover, SharedAttemptOnAnotherKeyIsNoConflict)
+{
+	const df_u64 stray = df_unit(DF_S, 9);
+
+	for (df_u32 mode : {DF_X, DF_IX}) {
+		hold(1, mode);
+		restart();
+		slots_[df_hash_bucket(kKey, 1) * DF_BUCKET_SLOTS].key = kKey;
+		df_u64 &word = slots_[df_hash_bucket(kKey, 1) * DF_BUCKET_SLOTS].word;
+		word = stray | DF_CONTENDED;
+		ASSERT_EQ(reassert(1), 1);
+		chains(mount_[1]);
+		EXPECT_EQ(mount_[1].woken, DF_WAKE_REASSERTED);
+		EXPECT_EQ(word, (stray | DF_CONTENDED) + df_unit(mode, 1));
+		word -= stray | DF_CONTENDED; /* undone */
+		resume();
+		ASSERT_EQ(df_lock_drop(&mount_[1].lock, &mount_[1].out), 0);
+		mount_[1].shed(DF_NL);
+		chains(mount_[1]);
+		EXPECT_EQ(word, 0u);
+	}
 }
 
 TEST_F(Recover, LiarsConflictForfeits)
