@@ -229,8 +229,9 @@ LiveSessions Daemon::live_sessions() const {
   live.incarnation = options_.incarnation;
   if (options_.lease_ms == 0) return live;
   live.high = sessions_.highest();
+  // Like a Fence: nobody is refused by it before the disk says that the session is lost.
   for (const auto& [id, session] : sessions_.all())
-    if (!lost_.contains(id)) live.ids.push_back(id);
+    if (!session.noted) live.ids.push_back(id);
   return live;
 }
 

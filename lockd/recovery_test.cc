@@ -294,8 +294,10 @@ TEST_F(RecoveryTest, AbsenteesAreFencedBeforeResume) {
   EXPECT_EQ(hello(8, kOld + 1).welcome.refusal, DF_REFUSED_SESSION) << "too late";
   EXPECT_EQ(hello(9).welcome.refusal, DF_REFUSED_GRACE);
   EXPECT_THAT(sent(), IsEmpty());
-  EXPECT_THAT(daemon_->live_sessions().ids, ElementsAre(kOld));
+  EXPECT_THAT(daemon_->live_sessions().ids, ElementsAre(kOld, kOld + 1))
+      << "the next lockd would take it back";
   noted(kOld + 1);
+  EXPECT_THAT(daemon_->live_sessions().ids, ElementsAre(kOld));
   EXPECT_THAT(shell_.to_fence, ElementsAre(kOld + 1));
   EXPECT_THAT(sent(), IsEmpty()) << "before the fence";
   daemon_->fenced(kOld + 1);

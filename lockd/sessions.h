@@ -80,7 +80,7 @@ struct Session {
   Milliseconds deadline = kNever;  ///< Live, reclaiming, absent: lost unless renewed before.
   std::uint64_t lease_word = 0;    ///< As seen last.
   Milliseconds free_at = 0;        ///< Fencing, waiting: not given away before.
-  bool noted = false;              ///< Lost, and the list on disk says so.
+  bool noted = false;              ///< Lost, and the list on disk says so (or there is none).
 
   /// Its connections are served.
   [[nodiscard]] bool joined() const {
