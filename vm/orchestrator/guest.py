@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Awaitable, Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ class Machine:
     agent: Path
     cpus: int
     memory_mib: int
+    disk_mib: int  # 0: /cluster is in memory
     rdma: bool
     strict: bool
     append: str
@@ -61,6 +63,7 @@ class Guest:
         self.folder = folder
         self.share = folder / "share"
         self.console = folder / "console.log"
+        self._disk = folder / "disk"
         self.kernel_log: list[str] = []  # records as /dev/kmsg gives them
         self.told_to_die = False
         self.ask: Callable[[str], Awaitable[str]] | None = None  # requests of the guest's programs
@@ -88,9 +91,17 @@ class Guest:
             "MODULES": self._machine.kernel.modules,
             "AGENT": self._machine.agent,
             "RDMA": "rxe" if self._machine.rdma else "none",
+            "DISK": "/dev/vda" if self._machine.disk_mib else "",
         }
         (self.share / "parameters").write_text("".join(f"{key}='{value}'\n" for key, value in parameters.items()))
         (self.share / "hosts").write_text("".join(f"node{n} slots=64\n" for n in range(1, self._nodes + 1)))
+
+    def _make_disk(self) -> None:
+        with open(self._disk, "wb") as disk:
+            disk.truncate(self._machine.disk_mib << 20)
+        made = subprocess.run(["mkfs.ext4", "-q", "-F", str(self._disk)], capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            raise VmError(f"{self._disk}: {made.stderr.strip()}")
 
     def _command(self, network: int, agent: int) -> list[str]:
         machine = self._machine
@@ -100,6 +111,7 @@ class Guest:
         append += f" {DEBUG}" if machine.kernel.debug else ""
         append += f" {machine.append}" if machine.append else ""
         shared = "security_model=none,multidevs=remap"
+        disk = ["-drive", f"file={self._disk},if=virtio,format=raw,cache=unsafe"] if machine.disk_mib else []
         return [
             "qemu-system-x86_64", "-name", f"distfuse-{self.name}", "-nodefaults", "-no-user-config", "-display", "none",
             "-no-reboot", "-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max",
@@ -112,11 +124,14 @@ class Guest:
             "-device", f"virtio-net-pci,netdev=net,mac=52:54:00:77:00:{self.number:02x},ioeventfd=off,romfile=",
             "-device", "virtio-serial-pci",
             "-chardev", f"socket,id=agent,fd={agent}", "-device", "virtserialport,chardev=agent,name=agent",
+            *disk,
         ]  # fmt: skip
 
     async def start(self, network: socket.socket, second: Path) -> None:
         """Starts QEMU; `booted` says when the guest is up."""
         self._prepare_share(second)
+        if self._machine.disk_mib:
+            self._make_disk()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         fds = [network.fileno(), theirs.fileno()]
@@ -159,6 +174,7 @@ class Guest:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._writer.close()
+        self._disk.unlink(missing_ok=True)
         if self._log:
             self._log.close()
 

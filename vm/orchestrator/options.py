@@ -39,6 +39,7 @@ def _add_guests(parser: argparse.ArgumentParser) -> None:
     add("--module", type=Path, metavar="FILE", help="the distfuse.ko to load instead of the build's")
     add("--cpus", type=int, default=1, metavar="C", help="processors of a guest (default 1; more are slower under TCG)")
     add("--mem", type=int, default=2048, metavar="MB", help="memory of a guest (default 2048)")
+    add("--disk", type=int, default=0, metavar="MB", help="an ext4 disk for /cluster of each guest, gone with it (default: in its memory)")
     add("--kernel", choices=("stock", "debug"), default="stock", help="Debian's (default), or the debug kernel of the cache")
     add("--strict", action="store_true", help="slab poisoning; panic on an oops, a hung task, a soft lockup")
     add("--append", default="", metavar="TEXT", help="more for the kernel's command line")
@@ -100,6 +101,8 @@ def _check(options: argparse.Namespace) -> None:
             raise VmError(f"--{name} must be from {low} to {high}", EXIT_USAGE)
     if options.mem < 512:
         raise VmError("--mem must be at least 512", EXIT_USAGE)
+    if options.disk and options.disk < 64:
+        raise VmError("--disk must be at least 64", EXIT_USAGE)
     for entry in getattr(options, "env", []):
         if "=" not in entry:
             raise VmError(f"--env {entry}: it must be NAME=VALUE", EXIT_USAGE)
