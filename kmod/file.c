@@ -107,6 +107,16 @@ static ssize_t dfs_read_iter(struct kiocb *iocb, struct iov_iter *to)
 
 /* --- write ------------------------------------------------------------------------------------------- */
 
+/* Under i_rwsem and the pin on X, refreshed. What has no xattrs has no capabilities to ask for. */
+static int dfs_remove_privs(struct file *file)
+{
+	struct inode *inode = file_inode(file);
+
+	if (test_bit(DFS_NO_XATTRS, &dfs_i(inode)->flags))
+		inode_has_no_xattr(inode);
+	return file_remove_privs(file);
+}
+
 /* Under i_rwsem. One stay under the pin: what was written, or an error; -EFAULT: user memory is not there. */
 static ssize_t dfs_write_pinned(struct kiocb *iocb, struct iov_iter *from, bool first)
 {
@@ -124,7 +134,7 @@ static ssize_t dfs_write_pinned(struct kiocb *iocb, struct iov_iter *from, bool 
 		/* O_APPEND: the end that counts is the one under the lock. */
 		result = generic_write_checks(iocb, from);
 		if (result > 0) {
-			result = file_remove_privs(file);
+			result = dfs_remove_privs(file);
 			result = result ? result : file_update_time(file);
 		} else if (!result) {
 			result = -ENODATA; /* nothing to write */
@@ -179,7 +189,7 @@ static ssize_t dfs_write_prepare(struct kiocb *iocb, struct iov_iter *from)
 	if (!result)
 		result = generic_write_checks(iocb, from);
 	if (result > 0) {
-		error = file_remove_privs(iocb->ki_filp);
+		error = dfs_remove_privs(iocb->ki_filp);
 		error = error ? error : file_update_time(iocb->ki_filp);
 		result = error ? error : result;
 	}

@@ -72,6 +72,7 @@ int dfs_apply_attr(struct inode *inode, const struct fuse_attr *attr)
 	spin_lock(&dfs->spin);
 	dfs->changes++;
 	set_bit(DFS_CHANGED, &dfs->flags);
+	set_bit(DFS_OTHERS_CHANGED, &dfs->flags);
 	dfs_believe_attr(inode, attr);
 	spin_unlock(&dfs->spin);
 	return 0;
@@ -103,7 +104,21 @@ void dfs_attrs_changed(struct inode *inode, bool times_alone)
 	else
 		clear_bit(DFS_ATTRS, &dfs->flags);
 	set_bit(DFS_CHANGED, &dfs->flags);
+	set_bit(DFS_OTHERS_CHANGED, &dfs->flags);
 	spin_unlock(&dfs->spin);
+}
+
+/* Under spin: but for size and times. */
+static bool dfs_same_others(const struct inode *inode, const struct fuse_attr *attr)
+{
+	const struct timespec64 atime = dfs_time(attr->atime, attr->atimensec);
+
+	return inode->i_mode == attr->mode && inode->i_nlink == attr->nlink &&
+	       uid_eq(inode->i_uid, make_kuid(&init_user_ns, attr->uid)) &&
+	       gid_eq(inode->i_gid, make_kgid(&init_user_ns, attr->gid)) &&
+	       timespec64_equal(&inode->i_atime, &atime) &&
+	       test_bit(DFS_NO_XATTRS, &dfs_i(inode)->flags) ==
+		       !!(attr->blksize & DFS_ATTR_NO_XATTRS);
 }
 
 /* Under X the fields are ours alone: there may be pages that the server does not know of. */
@@ -128,6 +143,10 @@ void dfs_offer_attr(struct inode *inode, const struct fuse_attr *attr, u32 epoch
 	/* If it came to X, and a change, meanwhile: the count tells. */
 	if (dfs->changes == changes && !test_bit(DFS_ATTRS, &dfs->flags) &&
 	    !test_bit(DFS_ATTRS_DIRTY, &dfs->flags)) {
+		/* What is known as of a version stays so, if it is the same. */
+		if (!test_bit(DFS_OFFERED, &dfs->flags) || dfs->offered_epoch != epoch ||
+		    !dfs_same_others(inode, attr))
+			dfs->offered_version = 0;
 		dfs_take_attr(inode, attr);
 		dfs->offered_epoch = epoch;
 		set_bit(DFS_OFFERED, &dfs->flags);
@@ -140,6 +159,7 @@ struct dfs_hold_facts {
 	bool shared;	/* S: the slot does not tell of what we ourselves do under X */
 	bool unchanged; /* nothing of the inode changed in this incarnation of lockd */
 	u32 epoch;
+	u64 version;
 	struct df_value value;
 };
 
@@ -152,22 +172,44 @@ static void dfs_hold_facts(struct dfs_lock *lock, struct dfs_hold_facts *facts)
 	facts->unchanged =
 		core->slot != DF_NO_SLOT && core->version == df_initial_version(core->slot);
 	facts->epoch = lock->epoch;
+	facts->version = core->version;
 	facts->value = core->value;
 	spin_unlock_bh(&lock->spin);
 }
 
+/* Under spin: all but size and times are those of now, and these are in the value block. */
+static bool dfs_complete_offer(struct inode *inode, const struct dfs_hold_facts *facts)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+	const struct df_value *value = &facts->value;
+
+	if (!df_value_same_since(value, facts->version, dfs->offered_version) ||
+	    (s64)value->size < 0 || test_bit(DFS_CHANGED, &dfs->flags) ||
+	    test_bit(DFS_ATTRS_DIRTY, &dfs->flags) || dfs->flushing)
+		return false;
+	i_size_write(inode, value->size);
+	inode->i_blocks = (value->size + 511) >> 9;
+	inode->i_mtime = ns_to_timespec64((s64)value->mtime_ns);
+	inode->i_ctime = ns_to_timespec64((s64)value->ctime_ns);
+	return true;
+}
+
 /* Under spin: whether what is on offer is what the server has. */
-static bool dfs_offer_current(const struct inode *inode, const struct dfs_hold_facts *facts)
+static bool dfs_offer_current(struct inode *inode, const struct dfs_hold_facts *facts)
 {
 	const struct df_value *value = &facts->value;
 	const u64 wanted = DF_VALUE_PUBLISHED | DF_VALUE_EXACT;
 
-	if (!facts->shared || dfs_i(inode)->offered_epoch != facts->epoch)
+	if (dfs_i(inode)->offered_epoch != facts->epoch)
 		return false;
-	return facts->unchanged ||
-	       ((value->flags & wanted) == wanted && value->size == i_size_read(inode) &&
-		value->mtime_ns == timespec64_to_ns(&inode->i_mtime) &&
-		value->ctime_ns == timespec64_to_ns(&inode->i_ctime));
+	if (facts->shared && facts->unchanged)
+		return true;
+	if (facts->shared && (value->flags & wanted) == wanted &&
+	    value->size == i_size_read(inode) &&
+	    value->mtime_ns == timespec64_to_ns(&inode->i_mtime) &&
+	    value->ctime_ns == timespec64_to_ns(&inode->i_ctime))
+		return true;
+	return dfs_complete_offer(inode, facts);
 }
 
 /* Under a pin of S or X. True: the attributes on offer are those of now, no request is needed. */

@@ -30,7 +30,8 @@ enum dfs_inode_flag {
 	DFS_TIMES_OLD, /* the server has changed times and links, and a directory's size, at our request */
 	DFS_ATTRS_DIRTY, /* size or times are newer here than at the server (under X) */
 	DFS_CHANGED, /* something changed under this hold of X: the value block is due with the release */
-	DFS_NO_XATTRS, /* of the attributes: the inode has no xattr, no ACL */
+	DFS_OTHERS_CHANGED, /* beside DFS_CHANGED: more than size and times */
+	DFS_NO_XATTRS,	    /* of the attributes: the inode has no xattr, no ACL */
 	DFS_OFFERED, /* the attributes are of an earlier moment: the next hold says whether they are of now */
 	DFS_EXACT,	/* what is released has exactly the size and times that the server has */
 	DFS_REGISTERED, /* the server knows that it is open here */
@@ -49,8 +50,9 @@ struct dfs_inode {
 	u32 changes;   /* of attributes at the server, by us; under spin */
 	u64 glimpsed_ns; /* ctime and size that the last glimpse brought */
 	u64 glimpsed_size;
-	u32 offered_epoch;	     /* of the session, with DFS_OFFERED; under spin */
-	u32 opens;		     /* open files; under spin */
+	u32 offered_epoch; /* of the session, with DFS_OFFERED; under spin */
+	u64 offered_version; /* of the slot, whose attributes they are; 0: of some moment; under spin */
+	u32 opens;	     /* open files; under spin */
 	struct list_head file_locks; /* of the session's inodes with fcntl or flock locks */
 	u32 chunk_size;
 };
@@ -77,7 +79,7 @@ static inline struct dfs_connection *dfs_c(const struct inode *inode)
 struct inode *dfs_iget(struct super_block *sb, const struct fuse_attr *attr);
 /*
  * Attributes that came with a name, under no lock of the inode itself, in `epoch` of the session (taken before they were asked for). They are kept if
- * none are believed; the next hold believes them if the slot says that nothing changed since (slot.h, DF_VALUE_EXACT and versions).
+ * none are believed; the next hold believes them if the slot says that nothing changed since (slot.h, DF_VALUE_EXACT, DF_VALUE_SINCE and versions).
  */
 void dfs_offer_attr(struct inode *inode, const struct fuse_attr *attr, u32 epoch);
 struct inode *dfs_iget_offered(struct super_block *sb, const struct fuse_attr *attr, u32 epoch);

@@ -46,6 +46,7 @@ static void dfs_shed_attrs(struct inode *inode, bool forfeited)
 	forfeited = test_and_clear_bit(DFS_ATTRS_DIRTY, &dfs->flags);
 	spin_unlock(&dfs->spin);
 	clear_bit(DFS_CHANGED, &dfs->flags);
+	clear_bit(DFS_OTHERS_CHANGED, &dfs->flags);
 	clear_bit(DFS_REGISTERED, &dfs->flags); /* by a session that is gone */
 	if (forfeited)
 		mapping_set_error(inode->i_mapping, -EIO);
@@ -58,8 +59,17 @@ static void dfs_shed_attrs(struct inode *inode, bool forfeited)
 static void dfs_settle_attrs(struct inode *inode, u32 keep, bool forfeited)
 {
 	struct dfs_inode *dfs = dfs_i(inode);
-	u32 epoch = READ_ONCE(dfs->lock->epoch);
+	struct dfs_lock *lock = dfs->lock;
+	u64 version;
+	u32 epoch;
 	bool exact;
+
+	spin_lock_bh(&lock->spin);
+	epoch = lock->epoch;
+	version = lock->core.version;
+	if (lock->core.held == DF_X)
+		version = df_version_next(version); /* by the release */
+	spin_unlock_bh(&lock->spin);
 
 	spin_lock(&dfs->spin);
 	exact = !forfeited && test_bit(DFS_ATTRS, &dfs->flags) &&
@@ -75,6 +85,7 @@ static void dfs_settle_attrs(struct inode *inode, u32 keep, bool forfeited)
 		return;
 	spin_lock(&dfs->spin);
 	dfs->offered_epoch = epoch;
+	dfs->offered_version = version;
 	set_bit(DFS_OFFERED, &dfs->flags);
 	spin_unlock(&dfs->spin);
 }
@@ -92,10 +103,30 @@ void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited)
 					NULL); /* -ENOENT: it is gone, and its use will say so */
 }
 
+/* Since which version nothing but size and times has changed, for the release of X. */
+static u64 dfs_value_since(struct dfs_inode *dfs)
+{
+	const u64 known = DF_VALUE_PUBLISHED | DF_VALUE_SINCE;
+	struct dfs_lock *lock = dfs->lock;
+	u64 version, flags;
+
+	spin_lock_bh(&lock->spin);
+	version = lock->core.version;
+	flags = lock->core.value.flags;
+	spin_unlock_bh(&lock->spin);
+	if (test_bit(DFS_OTHERS_CHANGED, &dfs->flags))
+		version = df_version_next(version);
+	else if ((flags & known) == known)
+		version = flags >> DF_VALUE_SINCE_SHIFT;
+	return DF_VALUE_SINCE | (u64)(u32)version << DF_VALUE_SINCE_SHIFT;
+}
+
 static u64 dfs_value_flags(const struct inode *inode, bool final)
 {
+	struct dfs_inode *dfs = dfs_i(inode);
+
 	if (final)
-		return test_bit(DFS_EXACT, &dfs_i(inode)->flags) ? DF_VALUE_EXACT : 0;
+		return test_bit(DFS_EXACT, &dfs->flags) ? DF_VALUE_EXACT | dfs_value_since(dfs) : 0;
 	return atomic_read(&inode->i_writecount) > 0 ? DF_VALUE_WRITING : 0;
 }
 
@@ -104,8 +135,6 @@ bool dfs_inode_publish(struct inode *inode, bool final, struct df_value *value)
 	struct dfs_inode *dfs = dfs_i(inode);
 	bool changed = test_bit(DFS_CHANGED, &dfs->flags);
 
-	if (final)
-		clear_bit(DFS_CHANGED, &dfs->flags);
 	if (!changed)
 		return false;
 	*value = (struct df_value){
@@ -114,5 +143,9 @@ bool dfs_inode_publish(struct inode *inode, bool final, struct df_value *value)
 		.ctime_ns = timespec64_to_ns(&inode->i_ctime),
 		.flags = dfs_value_flags(inode, final),
 	};
+	if (final) {
+		clear_bit(DFS_CHANGED, &dfs->flags);
+		clear_bit(DFS_OTHERS_CHANGED, &dfs->flags);
+	}
 	return true;
 }

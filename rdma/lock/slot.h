@@ -58,6 +58,14 @@ struct df_value {
 /* Beside PUBLISHED, while X is held: the holder has the file open for writing. */
 #define DF_VALUE_WRITING 4ull
 
+/*
+ * Beside EXACT: the upper half of the flags is a count of this life's versions, and since that version nothing of the inode but size, mtime and ctime has
+ * changed. Who knows the rest as of that version or a later one has, with this block, all attributes of now. A holder that leaves no block, or does not
+ * know of this, takes it back.
+ */
+#define DF_VALUE_SINCE 8ull
+#define DF_VALUE_SINCE_SHIFT 32
+
 struct df_slot {
 	df_u64 word;
 	df_u64 key; /* 0: never used */
@@ -231,6 +239,14 @@ static inline df_u64 df_version(df_u32 era, df_u32 count)
 static inline df_u32 df_version_era(df_u64 version)
 {
 	return (df_u32)(version >> 32);
+}
+/* Whether what was known as of version `known` (0: nothing) is that of now, as the block says that was read with version `now`. */
+static inline int df_value_same_since(const struct df_value *value, df_u64 now, df_u64 known)
+{
+	const df_u64 wanted = DF_VALUE_PUBLISHED | DF_VALUE_EXACT | DF_VALUE_SINCE;
+
+	return (value->flags & wanted) == wanted && known && now >> 32 == known >> 32 &&
+	       (df_u32)(value->flags >> DF_VALUE_SINCE_SHIFT) <= (df_u32)known;
 }
 /* The next version of the same life; the count wraps inside its half. */
 static inline df_u64 df_version_next(df_u64 version)

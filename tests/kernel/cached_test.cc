@@ -280,6 +280,49 @@ TEST_F(Cached, KeptAttributesAreOfNow) {
   close(fd);
 }
 
+/// A file that two mounts write in turn: the lock brings size and times, the rest is known.
+TEST_F(Cached, AWriterThatComesBackAsksForNoAttributes) {
+  constexpr int kTurns = 20;
+  const std::string path = "/cached." + std::to_string(getpid()) + "/turns";
+  int fds[2] = {open((mounts_[0] + path).c_str(), O_RDWR | O_CREAT, 0644), -1};
+  fds[1] = open((mounts_[1] + path).c_str(), O_RDWR);
+  ASSERT_GE(fds[0], 0);
+  ASSERT_GE(fds[1], 0);
+  const std::vector<char> page(4096, 'p');
+  off_t end = 0;
+  const auto turn = [&](int mount) {
+    ASSERT_EQ(pwrite(fds[mount], page.data(), page.size(), end), 4096);
+    end += 4096;
+    struct stat s {};
+    ASSERT_EQ(fstat(fds[mount], &s), 0);
+    ASSERT_EQ(s.st_size, end);
+  };
+  for (int i = 0; i < 4; ++i) turn(i % 2);
+  const Counters before = counters(mounts_[0]);
+  for (int i = 0; i < 2 * kTurns; ++i) turn(i % 2);
+  const Counters asked = since(before);
+  EXPECT_GE(asked.at("revokes"), kTurns - 2) << "these turns were none";
+  EXPECT_LE(asked.at("requests"), 2 * kTurns + 2) << "a write and a setattr a turn";
+  EXPECT_GE(asked.at("attributes_kept"), kTurns - 2);
+  // What the lock does not bring is asked for.
+  ASSERT_EQ(fchmod(fds[1], 0600), 0);
+  struct stat s {};
+  ASSERT_EQ(fstat(fds[0], &s), 0);
+  EXPECT_EQ(s.st_mode & 07777U, 0600U);
+  turn(0);
+  ASSERT_EQ(fsetxattr(fds[1], "user.turn", "1", 1, 0), 0);
+  char value = 0;
+  ASSERT_EQ(fgetxattr(fds[0], "user.turn", &value, 1), 1) << std::strerror(errno);
+  turn(1);
+  turn(0);
+  ASSERT_EQ(ftruncate(fds[1], 5000), 0);
+  ASSERT_EQ(fstat(fds[0], &s), 0);
+  EXPECT_EQ(s.st_size, 5000);
+  EXPECT_EQ(s.st_mode & 07777U, 0600U);
+  close(fds[0]);
+  close(fds[1]);
+}
+
 /// stat of what another node writes brings its size, and leaves the writer its lock and its dirty pages.
 TEST_F(Cached, AGlimpseTakesNothingAway) {
   const std::string theirs = mounts_[1] + folder_.substr(mounts_[0].size()) + "/log";
