@@ -67,6 +67,7 @@ struct dfs_request {
 	u64 session;	   /* under which it was made; 0: there was none */
 	u64 lowest;	   /* the oldest that was unanswered when it was sent */
 	bool again;	   /* sent to an earlier daemon */
+	bool fenced;	   /* a storaged refuses its session */
 	struct dfs_connection *connection;
 	u32 in_size;
 	u32 out_size;
@@ -133,6 +134,8 @@ struct dfs_connection {
 struct dfs_request *dfs_request_new(struct dfs_connection *connection, u32 opcode, u64 inode,
 				    u32 in_size, u32 out_size, bool fallible);
 /* Room for pages: always had, may sleep. */
+/* Done, with an error that says that its session was over: what it should have changed is lost with it. */
+bool dfs_request_refused(const struct dfs_request *request);
 void dfs_request_pages(struct dfs_request *request);
 /*
  * Sends and waits. 0; the server's -errno; -EINTR: the task is being killed, and `pins` (may be NULL) went to the request; -ENOTCONN.

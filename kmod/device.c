@@ -96,6 +96,7 @@ static ssize_t dfs_device_write(struct kiocb *iocb, struct iov_iter *from)
 	if (!request)
 		return -ENOENT;
 	if (head.error == -EKEYREVOKED) {
+		request->fenced = true;
 		dfs_session_fenced(daemon->connection, request->session);
 		head.error = -EIO;
 	}

@@ -239,7 +239,7 @@ static ssize_t dfs_batch_result(const struct dfs_batch *batch)
 static int dfs_clear_range(struct inode *inode, loff_t position, size_t bytes, bool drop)
 {
 	loff_t last = position + bytes - 1;
-	int error = filemap_write_and_wait_range(inode->i_mapping, position, last);
+	int error = dfs_write_out(inode, position, last);
 
 	if (!error && drop)
 		error = invalidate_inode_pages2_range(inode->i_mapping, position >> PAGE_SHIFT,

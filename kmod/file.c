@@ -218,8 +218,7 @@ static ssize_t dfs_write_direct(struct kiocb *iocb, struct iov_iter *from)
 	result = dfs_write_all(iocb, from);
 	if (result <= 0)
 		return done ? done : result;
-	error = filemap_write_and_wait_range(inode->i_mapping, iocb->ki_pos - result,
-					     iocb->ki_pos - 1);
+	error = dfs_write_out(inode, iocb->ki_pos - result, iocb->ki_pos - 1);
 	return error ? error : done + result;
 }
 
@@ -239,35 +238,48 @@ static ssize_t dfs_write_iter(struct kiocb *iocb, struct iov_iter *from)
 
 /* --- sync --------------------------------------------------------------------------------------------- */
 
+static int dfs_sync_server(struct inode *inode, int datasync)
+{
+	struct dfs_request *request;
+	struct fuse_fsync_in *in;
+	int error;
+
+	request = dfs_request_new(dfs_c(inode), FUSE_FSYNC, inode->i_ino, sizeof(*in), 0, true);
+	if (!request)
+		return -ENOMEM;
+	in = request->in;
+	in->fsync_flags = datasync ? FUSE_FSYNC_FDATASYNC : 0;
+	error = dfs_request_call(request, NULL);
+	dfs_request_put(request);
+	return error;
+}
+
 static int dfs_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 {
 	struct inode *inode = file_inode(file);
-	struct dfs_request *request;
-	struct fuse_fsync_in *in;
 	int error, later;
 
 	error = file_write_and_wait_range(file, start, end);
 	if (!error)
 		error = dfs_flush_attrs(inode);
-	if (!error) {
-		request = dfs_request_new(dfs_c(inode), FUSE_FSYNC, inode->i_ino, sizeof(*in), 0,
-					  true);
-		if (!request)
-			return -ENOMEM;
-		in = request->in;
-		in->fsync_flags = datasync ? FUSE_FSYNC_FDATASYNC : 0;
-		error = dfs_request_call(request, NULL);
-		dfs_request_put(request);
-	}
-	/* What a shed met meanwhile. */
-	later = file_check_and_advance_wb_err(file);
+	if (!error)
+		error = dfs_sync_server(inode, datasync);
+	/* What a shed met meanwhile; of a session that is lost, all of it at once. */
+	later = dfs_await_sweep(inode);
+	if (!later)
+		later = file_check_and_advance_wb_err(file);
 	return error ? error : later;
 }
 
 /* close tells what writeback met; it does not wait for it: other nodes see what is dirty here by the lock. */
 static int dfs_flush(struct file *file, fl_owner_t owner)
 {
-	return file->f_mode & FMODE_WRITE ? file_check_and_advance_wb_err(file) : 0;
+	int error;
+
+	if (!(file->f_mode & FMODE_WRITE))
+		return 0;
+	error = dfs_await_sweep(file_inode(file));
+	return error ? error : file_check_and_advance_wb_err(file);
 }
 
 /* --- space --------------------------------------------------------------------------------------------- */
@@ -285,7 +297,7 @@ static int dfs_fallocate_pinned(struct inode *inode, int mode, loff_t offset, lo
 		error = inode_newsize_ok(inode, offset + length);
 	/* No writeback of what is punched may come after the punch. */
 	if (!error && (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)))
-		error = filemap_write_and_wait_range(inode->i_mapping, offset, offset + length - 1);
+		error = dfs_write_out(inode, offset, offset + length - 1);
 	if (!error)
 		error = dfs_flush_attrs(inode);
 	if (error)
@@ -338,7 +350,7 @@ static loff_t dfs_seek_data(struct file *file, loff_t offset, int whence, struct
 
 	if (offset < 0 || offset >= i_size_read(inode))
 		return -ENXIO;
-	result = filemap_write_and_wait(inode->i_mapping);
+	result = dfs_write_out(inode, 0, LLONG_MAX);
 	result = result ? result : dfs_flush_attrs(inode);
 	if (result)
 		return result;

@@ -295,6 +295,16 @@ struct inode *dfs_iget_offered(struct super_block *sb, const struct fuse_attr *a
 	return inode;
 }
 
+bool dfs_inode_session(const struct inode *inode, u64 *number)
+{
+	const struct dfs_lock *lock = dfs_i(inode)->lock;
+
+	*number = READ_ONCE(lock->session->id);
+	/* The next session gets its number after every lock was marked; a mark goes when nothing is dirty under it any more. */
+	smp_rmb();
+	return !READ_ONCE(lock->lost);
+}
+
 u32 dfs_session_epoch(const struct super_block *sb)
 {
 	return READ_ONCE(dfs_m(sb)->session->epoch);
@@ -534,13 +544,35 @@ static int dfs_send_setattr(struct inode *inode, const struct fuse_setattr_in *i
 	struct dfs_request *request;
 	int error;
 
-	/* Without pins: for writeback, which must get a request. */
 	request = dfs_request_new(dfs_c(inode), FUSE_SETATTR, inode->i_ino, sizeof(*in),
-				  sizeof(struct fuse_attr_out), pins != NULL);
+				  sizeof(struct fuse_attr_out), true);
 	if (!request)
 		return -ENOMEM;
 	memcpy(request->in, in, sizeof(*in));
 	error = dfs_request_call(request, pins);
+	if (!error)
+		*attr = ((struct fuse_attr_out *)request->out)->attr;
+	dfs_request_put(request);
+	return error;
+}
+
+/* Writeback's, under no pin: in the session of the lock that it is dirty under. */
+static int dfs_send_flush(struct inode *inode, const struct fuse_setattr_in *in,
+			  struct fuse_attr *attr)
+{
+	struct dfs_request *request =
+		dfs_request_new(dfs_c(inode), FUSE_SETATTR, inode->i_ino, sizeof(*in),
+				sizeof(struct fuse_attr_out), false);
+	int error = -EIO;
+
+	memcpy(request->in, in, sizeof(*in));
+	if (!dfs_inode_session(inode, &request->session)) {
+		dfs_inode_refused(inode);
+	} else {
+		error = dfs_request_call(request, NULL);
+		if (dfs_request_refused(request))
+			dfs_inode_refused(inode);
+	}
 	if (!error)
 		*attr = ((struct fuse_attr_out *)request->out)->attr;
 	dfs_request_put(request);
@@ -608,7 +640,7 @@ int dfs_flush_attrs(struct inode *inode)
 	/* One at a time: who finds nothing dirty must not go on before the server has it. */
 	mutex_lock(&dfs->flush);
 	if (dfs_begin_flush(inode, &in)) {
-		error = dfs_send_setattr(inode, &in, NULL, &attr);
+		error = dfs_send_flush(inode, &in, &attr);
 		dfs_end_flush(inode, &in, error, &attr);
 	}
 	mutex_unlock(&dfs->flush);
@@ -629,7 +661,7 @@ static int dfs_truncate(struct inode *inode, const struct fuse_setattr_in *in,
 
 	inode_dio_wait(inode);
 	/* What lies beyond goes now, so that no writeback of it can come after the server's cut. Nobody dirties more: faults wait. */
-	error = filemap_write_and_wait_range(inode->i_mapping, size, LLONG_MAX);
+	error = dfs_write_out(inode, size, LLONG_MAX);
 	if (!error)
 		error = dfs_send_setattr(inode, in, pins, attr);
 	if (!error)

@@ -36,6 +36,7 @@ enum dfs_inode_flag {
 	DFS_EXACT,	/* what is released has exactly the size and times that the server has */
 	DFS_REGISTERED, /* the server knows that it is open here */
 	DFS_FORFEITED,	/* dirty data of a lost lock must not be written any more */
+	DFS_REFUSED,	/* something dirty was refused, for the session is over: told by the sweep */
 	DFS_STALE,	/* the server does not know it any more */
 };
 
@@ -136,6 +137,20 @@ void dfs_inode_shed(struct inode *inode, u32 keep, bool forfeited);
  * Any context.
  */
 bool dfs_inode_publish(struct inode *inode, bool final, struct df_value *value);
+
+/*
+ * The loss of a session is told once to each open file: what writeback, the flush of attributes and the sweep find refused or forfeited is noted with
+ * dfs_inode_refused, and the end of the sweep of this lock, which follows, makes one error of it (errseq). fsync and close wait for it.
+ */
+void dfs_inode_refused(struct inode *inode);
+/* 0: no sweep is due any more; -EINTR. Under no pin. */
+int dfs_await_sweep(struct inode *inode);
+/* At eviction: nobody but syncfs is left to be told. */
+void dfs_refusal_forgotten(struct inode *inode);
+/* Dirty pages of the range to the servers. 0 or -errno, as writeback met it. */
+int dfs_write_out(struct inode *inode, loff_t first, loff_t last);
+/* The session in which what is dirty may be written. False: that one is over. */
+bool dfs_inode_session(const struct inode *inode, u64 *number);
 
 extern const struct inode_operations dfs_directory_inode_operations;
 extern const struct inode_operations dfs_file_inode_operations;

@@ -16,6 +16,7 @@
 #include "inode.h"
 #include "lock.h"
 #include "open.h"
+#include "session.h"
 
 /* --- reading ------------------------------------------------------------------------------------- */
 
@@ -105,8 +106,9 @@ static void dfs_write_ended(struct dfs_request *request)
 
 	if (!error && out->size != request->page_bytes)
 		error = -EIO;
-	/* The server does not know it: its last name went with its last open elsewhere. There is nobody to read it. */
-	if (error)
+	if (error && dfs_request_refused(request))
+		dfs_inode_refused(mapping->host);
+	else if (error)
 		mapping_set_error(mapping, error);
 	for (i = 0; i < request->page_count; i++) {
 		if (error)
@@ -136,21 +138,23 @@ static void dfs_writeback_start(struct dfs_writeback *writeback)
 	dfs_request_start(request);
 }
 
-static bool dfs_writeback_fits(const struct dfs_request *request, const struct page *page)
+static bool dfs_writeback_fits(const struct dfs_request *request, const struct page *page,
+			       u64 session)
 {
 	const struct fuse_write_in *in = request->in;
 
-	return request->page_count < DFS_MAX_PAGES &&
+	return request->page_count < DFS_MAX_PAGES && request->session == session &&
 	       request->page_bytes == request->page_count * PAGE_SIZE &&
 	       page_offset((struct page *)page) == (loff_t)in->offset + request->page_bytes;
 }
 
-static void dfs_writeback_add(struct dfs_writeback *writeback, struct page *page, u32 bytes)
+static void dfs_writeback_add(struct dfs_writeback *writeback, struct page *page, u32 bytes,
+			      u64 session)
 {
 	struct dfs_request *request = writeback->request;
 	struct fuse_write_in *in;
 
-	if (request && !dfs_writeback_fits(request, page))
+	if (request && !dfs_writeback_fits(request, page, session))
 		dfs_writeback_start(writeback);
 	request = writeback->request;
 	if (!request) {
@@ -158,6 +162,7 @@ static void dfs_writeback_add(struct dfs_writeback *writeback, struct page *page
 					  writeback->inode->i_ino, sizeof(*in),
 					  sizeof(struct fuse_write_out), false);
 		dfs_request_pages(request);
+		request->session = session;
 		request->pages_in = true;
 		request->end = dfs_write_ended;
 		in = request->in;
@@ -187,6 +192,7 @@ static int dfs_write_one(struct page *page, struct writeback_control *control, v
 	struct dfs_writeback *writeback = data;
 	struct inode *inode = writeback->inode;
 	u32 bytes = dfs_page_bytes(inode, page);
+	u64 session;
 
 	if (!bytes) {
 		unlock_page(page);
@@ -194,12 +200,12 @@ static int dfs_write_one(struct page *page, struct writeback_control *control, v
 	}
 	set_page_writeback(page);
 	unlock_page(page);
-	if (test_bit(DFS_FORFEITED, &dfs_i(inode)->flags)) {
-		mapping_set_error(inode->i_mapping, -EIO);
+	if (!dfs_inode_session(inode, &session) || test_bit(DFS_FORFEITED, &dfs_i(inode)->flags)) {
+		dfs_inode_refused(inode);
 		end_page_writeback(page);
 		return 0;
 	}
-	dfs_writeback_add(writeback, page, bytes);
+	dfs_writeback_add(writeback, page, bytes, session);
 	return 0;
 }
 
@@ -211,6 +217,13 @@ static int dfs_writepages(struct address_space *mapping, struct writeback_contro
 	error = write_cache_pages(mapping, control, dfs_write_one, &writeback);
 	dfs_writeback_start(&writeback);
 	return error;
+}
+
+int dfs_write_out(struct inode *inode, loff_t first, loff_t last)
+{
+	int error = filemap_write_and_wait_range(inode->i_mapping, first, last);
+
+	return error ? error : test_bit(DFS_REFUSED, &dfs_i(inode)->flags) ? -EIO : 0;
 }
 
 /* --- writing into it ----------------------------------------------------------------------------------- */

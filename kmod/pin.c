@@ -92,6 +92,17 @@ void dfs_unpin(struct dfs_pins *pins)
 	}
 }
 
+bool dfs_pins_lost(const struct dfs_pins *pins)
+{
+	u32 i;
+
+	smp_rmb(); /* the session's number was read before: see dfs_inode_session */
+	for (i = 0; i < pins->count; i++)
+		if (READ_ONCE(dfs_i(pins->inode[i])->lock->lost))
+			return true;
+	return false;
+}
+
 void dfs_pins_move(struct dfs_pins *to, struct dfs_pins *pins)
 {
 	u32 i;

@@ -25,6 +25,8 @@ bool dfs_pin_try(struct dfs_pins *pins, struct inode *inode, u32 mode);
 /* One pin if the lock is free: at most one chain, never a message to lockd. May be called with a pin on another inode. Sleeps. */
 bool dfs_pin_free(struct dfs_pins *pins, struct inode *inode, u32 mode);
 void dfs_unpin(struct dfs_pins *pins);
+/* The session under one of them was lost: nothing may be changed in the next one. */
+bool dfs_pins_lost(const struct dfs_pins *pins);
 /* The pins go to another owner that outlives the caller: the inodes are referenced, *pins is empty. */
 void dfs_pins_move(struct dfs_pins *to, struct dfs_pins *pins);
 

@@ -106,6 +106,31 @@ struct dfs_request *dfs_request_new(struct dfs_connection *connection, u32 opcod
 	return request;
 }
 
+bool dfs_request_refused(const struct dfs_request *request)
+{
+	return request->error && (request->fenced || !request->session ||
+				  request->session != dfs_session_number(request->connection));
+}
+
+/* Of what is asked under a lock that its session lost, this may still be: it changes nothing. */
+static bool dfs_request_only_asks(const struct dfs_request *request)
+{
+	switch (request->head.opcode) {
+	case FUSE_LOOKUP:
+	case FUSE_GETATTR:
+	case FUSE_READLINK:
+	case FUSE_READDIRPLUS:
+	case FUSE_GETXATTR:
+	case FUSE_LISTXATTR:
+	case FUSE_LSEEK:
+	case FUSE_STATFS:
+	case FUSE_FSYNC:
+		return true;
+	default:
+		return false;
+	}
+}
+
 void dfs_request_pages(struct dfs_request *request)
 {
 	request->pages =
@@ -205,6 +230,9 @@ int dfs_request_call(struct dfs_request *request, struct dfs_pins *pins)
 {
 	struct dfs_connection *connection = request->connection;
 
+	/* The request names the session that there was when it was made, which may be the next one already. */
+	if (pins && !dfs_request_only_asks(request) && dfs_pins_lost(pins))
+		return -EIO;
 	spin_lock(&connection->spin);
 	if (connection->aborted) {
 		spin_unlock(&connection->spin);

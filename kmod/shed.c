@@ -24,13 +24,72 @@ static void dfs_shed_pages(struct inode *inode, u32 keep, bool forfeited)
 {
 	struct dfs_inode *dfs = dfs_i(inode);
 
+	int error;
+
 	if (forfeited)
 		set_bit(DFS_FORFEITED, &dfs->flags);
 	/* Errors are in the mapping, for fsync and close. */
-	filemap_write_and_wait(inode->i_mapping);
-	if (keep == DF_NL)
+	error = filemap_write_and_wait(inode->i_mapping);
+	/* Clean pages that the server does not have must not be read under S. */
+	if (keep == DF_NL || error || test_bit(DFS_REFUSED, &dfs->flags))
 		dfs_drop_pages(inode);
 	clear_bit(DFS_FORFEITED, &dfs->flags);
+}
+
+void dfs_inode_refused(struct inode *inode)
+{
+	set_bit(DFS_REFUSED, &dfs_i(inode)->flags);
+}
+
+static bool dfs_sweep_due(const struct inode *inode)
+{
+	const struct dfs_inode *dfs = dfs_i(inode);
+	const struct dfs_lock *lock = dfs->lock;
+
+	return test_bit(DFS_REFUSED, &dfs->flags) ||
+	       (READ_ONCE(lock->lost) && !READ_ONCE(lock->swept));
+}
+
+int dfs_await_sweep(struct inode *inode)
+{
+	return wait_event_killable(dfs_i(inode)->lock->wait, !dfs_sweep_due(inode)) ? -EINTR : 0;
+}
+
+static void dfs_tell_superblock(struct inode *inode)
+{
+	errseq_set(&inode->i_sb->s_wb_err, -EIO);
+}
+
+void dfs_refusal_forgotten(struct inode *inode)
+{
+	if (test_bit(DFS_REFUSED, &dfs_i(inode)->flags))
+		dfs_tell_superblock(inode);
+}
+
+/* Not AS_EIO: the next truncation or direct read of the next session would take it for its own. */
+static void dfs_tell_refusal(struct inode *inode)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	if (test_bit(DFS_REFUSED, &dfs->flags)) {
+		filemap_set_wb_err(inode->i_mapping, -EIO);
+		dfs_tell_superblock(inode);
+		clear_bit_unlock(DFS_REFUSED, &dfs->flags);
+	}
+	wake_up_all(&dfs->lock->wait);
+}
+
+/* Size and times that did not get there are the server's again. */
+static void dfs_flush_failed(struct inode *inode)
+{
+	struct dfs_inode *dfs = dfs_i(inode);
+
+	spin_lock(&dfs->spin);
+	clear_bit(DFS_ATTRS_DIRTY, &dfs->flags);
+	spin_unlock(&dfs->spin);
+	if (!test_bit(DFS_REFUSED, &dfs->flags))
+		mapping_set_error(inode->i_mapping, -EIO);
+	dfs_inode_distrust(inode);
 }
 
 static void dfs_shed_attrs(struct inode *inode, bool forfeited)
@@ -39,17 +98,21 @@ static void dfs_shed_attrs(struct inode *inode, bool forfeited)
 
 	if (!forfeited) {
 		if (dfs_flush_attrs(inode))
-			mapping_set_error(inode->i_mapping, -EIO);
+			dfs_flush_failed(inode);
 		return;
 	}
+	/* After a flush that is under way: if it is refused, it leaves them dirty. */
+	mutex_lock(&dfs->flush);
 	spin_lock(&dfs->spin);
-	forfeited = test_and_clear_bit(DFS_ATTRS_DIRTY, &dfs->flags);
+	if (test_bit(DFS_ATTRS_DIRTY, &dfs->flags))
+		dfs_inode_refused(inode);
+	clear_bit(DFS_ATTRS_DIRTY, &dfs->flags);
 	spin_unlock(&dfs->spin);
 	clear_bit(DFS_CHANGED, &dfs->flags);
 	clear_bit(DFS_OTHERS_CHANGED, &dfs->flags);
 	clear_bit(DFS_REGISTERED, &dfs->flags); /* by a session that is gone */
-	if (forfeited)
-		mapping_set_error(inode->i_mapping, -EIO);
+	dfs_tell_refusal(inode);
+	mutex_unlock(&dfs->flush);
 }
 
 /*

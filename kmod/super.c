@@ -86,6 +86,7 @@ static void dfs_evict_inode(struct inode *inode)
 		filemap_write_and_wait(&inode->i_data);
 		dfs_flush_attrs(inode);
 	}
+	dfs_refusal_forgotten(inode);
 	truncate_inode_pages_final(&inode->i_data);
 	clear_inode(inode);
 	dfs_files_evict(inode);

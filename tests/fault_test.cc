@@ -355,6 +355,17 @@ void fence_everywhere(const Cluster& cluster, std::uint64_t session) {
   ASSERT_TRUE(fenced.ok()) << fenced.error().message;
 }
 
+/// The session of mount-0, as lockd knows it; 0: none.
+std::uint64_t first_session(const Cluster& cluster) {
+  const nlohmann::json status = cluster.status();
+  for (const auto& daemon : status["daemons"]) {
+    if (daemon["kind"] != "lockd") continue;
+    for (const auto& each : daemon["status"]["sessions"])
+      if (each["name"] == "mount-0") return each["session"];
+  }
+  return 0;
+}
+
 TEST(SessionFence, AMountThatStillTrustsGoesOnWithANewSession) {
   Cluster cluster({.mounts = 2, .storageds = 2});
   ASSERT_TRUE(cluster.ok());
@@ -364,22 +375,14 @@ TEST(SessionFence, AMountThatStillTrustsGoesOnWithANewSession) {
   ASSERT_GE(fd, 0);
   ASSERT_EQ(write(fd, "promised", 8), 8);
   ASSERT_EQ(fsync(fd), 0);
-  std::uint64_t session = 0;
-  const nlohmann::json status = cluster.status();
-  for (const auto& daemon : status["daemons"]) {
-    if (daemon["kind"] != "lockd") continue;
-    for (const auto& each : daemon["status"]["sessions"])
-      if (each["name"] == "mount-0") session = each["session"];
-  }
-  ASSERT_NE(session, 0U) << status.dump(2);
+  const std::uint64_t session = first_session(cluster);
+  ASSERT_NE(session, 0U);
   ASSERT_NO_FATAL_FAILURE(fence_everywhere(cluster, session));
   const auto began = std::chrono::steady_clock::now();
   // May run twice, or has changed nothing: the application sees a pause.
   EXPECT_EQ(pwrite(fd, "replaced", 8, 0), 8) << std::strerror(errno);
   const int synced = fsync(fd);
   EXPECT_TRUE(synced == 0 || errno == EIO) << std::strerror(errno);
-  // A kernel mount tells of the write back that was refused, and of what the loss forfeits: twice at most (docs/faults.md).
-  if (in_kernel()) (void)fsync(fd);
   EXPECT_EQ(fsync(fd), 0) << "told once: " << std::strerror(errno);
   const int made = open((path + "2").c_str(), O_RDWR | O_CREAT | O_EXCL, 0644);
   EXPECT_GE(made, 0) << std::strerror(errno);
@@ -400,9 +403,64 @@ TEST(SessionFence, AMountThatStillTrustsGoesOnWithANewSession) {
   EXPECT_EQ(losses, 1U) << log;
 }
 
+/// Pages, size and times are refused at different moments; all of it is one error for each open file, at fsync, msync or close.
+TEST(KernelSessionFence, EachOpenFileIsToldOnce) {
+  if (!in_kernel()) GTEST_SKIP() << "what is dirty is the client's: SessionFence";
+  constexpr std::size_t kBytes = 8 << 20;
+  Cluster cluster({.mounts = 2, .storageds = 2});
+  ASSERT_TRUE(cluster.ok());
+  cluster.expect_log("session|fence|lost|connection|refused|requests fail");
+  const std::string path = cluster.mount(0) + "/file";
+  const int writer = open(path.c_str(), O_RDWR | O_CREAT, 0644);
+  const int synced = open(path.c_str(), O_RDWR);
+  const int closed = open(path.c_str(), O_RDWR);
+  ASSERT_GE(std::min({writer, synced, closed}), 0);
+  ASSERT_EQ(ftruncate(writer, 4096), 0);
+  ASSERT_EQ(fsync(writer), 0);
+  char* map =
+      static_cast<char*>(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, writer, 0));
+  ASSERT_NE(map, MAP_FAILED);
+  map[0] = 'm';
+  const std::string bytes(kBytes, 'w');
+  ASSERT_EQ(pwrite(writer, bytes.data(), kBytes, 4096), static_cast<ssize_t>(kBytes));
+  const std::uint64_t session = first_session(cluster);
+  ASSERT_NE(session, 0U);
+  ASSERT_NO_FATAL_FAILURE(fence_everywhere(cluster, session));
+  const auto tell = [](const char* what, int result) {
+    EXPECT_TRUE(result == 0 || errno == EIO) << what << ": " << std::strerror(errno);
+    return result == 0 ? 0 : 1;
+  };
+  EXPECT_EQ(tell("fsync", fsync(writer)), 1);
+  EXPECT_EQ(tell("close", close(closed)), 1);
+  EXPECT_EQ(tell("fsync", fsync(synced)), 1);
+  int again = 0;
+  for (int round = 0; round < 3; ++round) {
+    again += tell("msync", msync(map, 4096, MS_SYNC));
+    again += tell("fsync", fsync(writer)) + tell("fsync", fsync(synced));
+    usleep(200000);
+  }
+  // Nor is it told to calls that look at the same mapping's errors for other reasons.
+  again += tell("ftruncate", ftruncate(synced, 8192));
+  again += tell("punch", fallocate(synced, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096));
+  EXPECT_EQ(again, 0);
+  EXPECT_EQ(pwrite(writer, "after", 5, 0), 5);
+  EXPECT_EQ(fsync(writer), 0);
+  char text[6] = {};
+  const int other = open((cluster.mount(1) + "/file").c_str(), O_RDONLY);
+  EXPECT_EQ(pread(other, text, 5, 0), 5);
+  EXPECT_STREQ(text, "after");
+  struct stat s {};
+  EXPECT_EQ(fstat(other, &s), 0);
+  EXPECT_EQ(s.st_size, 8192);
+  close(other);
+  munmap(map, 4096);
+  EXPECT_EQ(tell("close", close(synced)) + tell("close", close(writer)), 0);
+}
+
 /// Both the kernel (a page that was stored to through a mapping is refused) and the daemon (size and times that the server never got) know
 /// of the loss, and neither knows whom the other has told: each open file is told, by both at most (docs/faults.md).
 TEST(SessionFence, AWriterThroughAMappingIsToldTwiceAtMost) {
+  if (in_kernel()) GTEST_SKIP() << "a client that stands still loses nothing: KernelSessionFence";
   constexpr auto kLease = std::chrono::milliseconds(2000);
   Cluster cluster({.mounts = 2, .storageds = 1, .lease = kLease});
   ASSERT_TRUE(cluster.ok());
