@@ -5,7 +5,7 @@
  * A folio is locked from before its read is sent until the answer is in it, so a sweep waits for it. A dirty folio exists only under X, and is written
  * whoever asks: no pin is taken here (LOCKING.md).
  *
- * Limits: a request has at most DFS_MAX_PAGES pages; DFS_BACKGROUND requests of a mount are under way.
+ * Limits: a request has at most DFS_MAX_PAGES pages; connection.h says how many of a mount are under way.
  */
 #include <linux/highmem.h>
 #include <linux/mm.h>

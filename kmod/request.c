@@ -172,6 +172,7 @@ void dfs_connection_finish(struct dfs_request *request, int error)
 	left = request->caller_left;
 	if (request->background) {
 		connection->background--;
+		connection->background_pages -= request->page_count;
 		wake_up(&connection->room);
 	}
 	spin_unlock(&connection->spin);
@@ -249,6 +250,13 @@ int dfs_request_call(struct dfs_request *request, struct dfs_pins *pins)
 	return request->error;
 }
 
+static bool dfs_has_room(const struct dfs_connection *connection)
+{
+	return (READ_ONCE(connection->background) < DFS_BACKGROUND &&
+		READ_ONCE(connection->background_pages) < DFS_BACKGROUND_PAGES) ||
+	       READ_ONCE(connection->aborted);
+}
+
 void dfs_request_start(struct dfs_request *request)
 {
 	struct dfs_connection *connection = request->connection;
@@ -256,11 +264,9 @@ void dfs_request_start(struct dfs_request *request)
 	/* What the others wait for waits for no room. */
 	request->background = request->head.opcode != FUSE_INIT;
 	spin_lock(&connection->spin);
-	while (request->background && connection->background >= DFS_BACKGROUND &&
-	       !connection->aborted) {
+	while (request->background && !dfs_has_room(connection)) {
 		spin_unlock(&connection->spin);
-		wait_event(connection->room, READ_ONCE(connection->background) < DFS_BACKGROUND ||
-						     READ_ONCE(connection->aborted));
+		wait_event(connection->room, dfs_has_room(connection));
 		spin_lock(&connection->spin);
 	}
 	if (connection->aborted) {
@@ -269,7 +275,10 @@ void dfs_request_start(struct dfs_request *request)
 		if (request->end)
 			request->end(request);
 	} else {
-		connection->background += request->background;
+		if (request->background) {
+			connection->background++;
+			connection->background_pages += request->page_count;
+		}
 		dfs_request_queue(request);
 		spin_unlock(&connection->spin);
 	}
