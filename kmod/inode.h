@@ -36,8 +36,8 @@ enum dfs_inode_flag {
 	DFS_EXACT,	/* what is released has exactly the size and times that the server has */
 	DFS_REGISTERED, /* the server knows that it is open here */
 	DFS_FORFEITED,	/* dirty data of a lost lock must not be written any more */
-	DFS_REFUSED,	/* something dirty was refused, for the session is over: told by the sweep */
-	DFS_STALE,	/* the server does not know it any more */
+	DFS_REFUSED, /* something dirty was refused, for the session is over: told by the sweep */
+	DFS_STALE,   /* the server does not know it any more */
 };
 
 struct dfs_inode {

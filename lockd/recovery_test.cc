@@ -83,7 +83,7 @@ class RecoveryTest : public ::testing::Test {
     made.magic = DF_WIRE_MAGIC;
     made.version = DF_WIRE_VERSION;
     made.role = DF_ROLE_CONTROL;
-    std::strcpy(reinterpret_cast<char*>(made.name), "mount");
+    std::memcpy(made.name, "mount", sizeof("mount"));
     if (session != 0) df_hello_join(&made, role, session, token.data());
     return daemon_->hello(connection, std::as_bytes(std::span(&made, 1)), "peer");
   }

@@ -9,7 +9,6 @@ namespace
 
 using distfuse::lock_core::Core;
 using distfuse::lock_core::kKey;
-using distfuse::lock_core::Mount;
 
 class Modes : public Core
 {

@@ -183,7 +183,9 @@ void list_long(const std::string& folder, std::map<std::string, struct stat>& fo
   DIR* dir = opendir(folder.c_str());
   ASSERT_NE(dir, nullptr) << std::strerror(errno);
   while (const dirent* entry = readdir(dir)) {
-    const std::string name = entry->d_name, path = folder + "/" + name;
+    const std::string name = entry->d_name;
+    std::string path = folder;
+    path.append("/").append(name);
     if (name == "." || name == "..") continue;
     ASSERT_EQ(lstat(path.c_str(), &found[name]), 0) << path;
     char list[256];

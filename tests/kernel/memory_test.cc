@@ -116,7 +116,8 @@ std::size_t memory_bytes() {
 
 std::vector<std::string> mounts() {
   std::vector<std::string> found;
-  std::istringstream words(std::getenv("DISTFUSE_MOUNTS") ? std::getenv("DISTFUSE_MOUNTS") : "");
+  const char* given = std::getenv("DISTFUSE_MOUNTS");
+  std::istringstream words(given != nullptr ? given : "");
   for (std::string word; words >> word;) found.push_back(word);
   return found;
 }
