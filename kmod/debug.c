@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * debugfs: distfuse/MAJOR:MINOR/ of each mount, for root: `counters` (name value), `session`, `locks` and `requests` (a header line, then one line each).
+ * debugfs: distfuse/race (race.h); distfuse/MAJOR:MINOR/ of each mount, for root: `counters` (name value), `session`, `locks` and `requests` (a header line, then one line each).
  * Whatever is written to `abort` ends all requests of the mount, now and later, with ENOTCONN (uapi.h).
  * For people and tests: names of columns stay, columns may be added at the end.
  */
@@ -10,6 +10,7 @@
 #include "connection.h"
 #include "debug.h"
 #include "lock.h"
+#include "race.h"
 #include "session.h"
 
 static struct dentry *dfs_debug_root;
@@ -166,6 +167,7 @@ void dfs_debug_unmounted(struct dfs_connection *connection)
 int dfs_debug_init(void)
 {
 	dfs_debug_root = debugfs_create_dir("distfuse", NULL);
+	dfs_race_init(dfs_debug_root);
 	return 0;
 }
 

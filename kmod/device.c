@@ -8,6 +8,7 @@
 #include <linux/uio.h>
 
 #include "connection.h"
+#include "race.h"
 #include "session.h"
 #include "uapi.h"
 
@@ -92,6 +93,8 @@ static ssize_t dfs_device_write(struct kiocb *iocb, struct iov_iter *from)
 	if (head.len != length || head.error > 0 || head.error <= -1000 || !head.unique ||
 	    (head.error && length != sizeof(head)))
 		return -EINVAL;
+	if (dfs_fails(DFS_RACE_answer_lost, daemon->connection))
+		return length;
 	request = dfs_connection_answered(daemon, head.unique);
 	if (!request)
 		return -ENOENT;
@@ -242,6 +245,19 @@ static long dfs_ioctl_session(struct file *file, struct dfs_ioc_session __user *
 	return copy_to_user(argument, &session, sizeof(session)) ? -EFAULT : 0;
 }
 
+static long dfs_ioctl_fenced(struct file *file, const u64 __user *argument)
+{
+	struct dfs_daemon *daemon = dfs_of_file(file);
+	u64 session;
+
+	if (!daemon)
+		return -EPERM;
+	if (copy_from_user(&session, argument, sizeof(session)))
+		return -EFAULT;
+	dfs_session_fenced(daemon->connection, session);
+	return 0;
+}
+
 static long dfs_device_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	switch (command) {
@@ -251,6 +267,8 @@ static long dfs_device_ioctl(struct file *file, unsigned int command, unsigned l
 		return dfs_ioctl_attach(file, (void __user *)argument);
 	case DFS_IOC_SESSION:
 		return dfs_ioctl_session(file, (void __user *)argument);
+	case DFS_IOC_FENCED:
+		return dfs_ioctl_fenced(file, (void __user *)argument);
 	default:
 		return -ENOTTY;
 	}

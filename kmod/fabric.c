@@ -118,6 +118,11 @@ static void dfs_endpoint_post(struct dfs_endpoint *endpoint, struct dfs_post *po
 		dfs_link_fail(endpoint->link, false, "a chain could not be posted");
 }
 
+void dfs_link_break(struct dfs_link *link, const char *reason)
+{
+	dfs_link_fail(link, false, reason);
+}
+
 void dfs_link_post(struct dfs_link *link, struct dfs_post *post)
 {
 	/* By slot, so that chains of one slot stay in order among themselves. */

@@ -82,6 +82,8 @@ void dfs_link_post(struct dfs_link *link, struct dfs_post *post);
 /* The same on the lane of renewals. */
 void dfs_link_renew(struct dfs_link *link, struct dfs_post *post);
 void dfs_link_send(struct dfs_link *link, const union df_msg *message);
+/* Ends it as an error of the device would. `reason` stays. */
+void dfs_link_break(struct dfs_link *link, const char *reason);
 /* Work requests posted and completions seen, for tests of what an operation costs. */
 void dfs_link_counts(const struct dfs_link *link, u64 *posted, u64 *completed);
 

@@ -5,6 +5,7 @@
  */
 #include <linux/fs.h>
 #include <linux/falloc.h>
+#include <linux/fadvise.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/splice.h>
@@ -14,6 +15,7 @@
 #include "file_lock.h"
 #include "inode.h"
 #include "open.h"
+#include "race.h"
 #include "rdma/lock/slot.h"
 
 #define DFS_WINDOW (1u << 20)
@@ -126,6 +128,7 @@ static ssize_t dfs_write_pinned(struct kiocb *iocb, struct iov_iter *from, bool 
 	ssize_t result;
 	loff_t position;
 
+	dfs_race(DFS_RACE_write_entered, dfs_c(inode));
 	result = dfs_pin(&pins, inode, DF_X);
 	if (result)
 		return result;
@@ -141,6 +144,7 @@ static ssize_t dfs_write_pinned(struct kiocb *iocb, struct iov_iter *from, bool 
 		}
 	}
 	if (!result) {
+		dfs_race(DFS_RACE_write_pinned, dfs_c(inode));
 		/* Kernels differ in who advances it: 6.1.0 leaves it to the caller, later ones of 6.1 do not. */
 		position = iocb->ki_pos;
 		pagefault_disable();
@@ -390,6 +394,23 @@ static loff_t dfs_llseek(struct file *file, loff_t offset, int whence)
 	return result;
 }
 
+/* What is read ahead is cached under the lock as well. */
+static int dfs_fadvise(struct file *file, loff_t offset, loff_t length, int advice)
+{
+	struct dfs_pins pins;
+	int error;
+
+	if (advice != POSIX_FADV_WILLNEED)
+		return generic_fadvise(file, offset, length, advice);
+	error = dfs_pin(&pins, file_inode(file), DF_S);
+	if (error)
+		return error;
+	error = dfs_refresh(file_inode(file), &pins);
+	error = error ? error : generic_fadvise(file, offset, length, advice);
+	dfs_unpin(&pins);
+	return error;
+}
+
 static int dfs_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	vma->vm_ops = &dfs_vm_operations;
@@ -410,6 +431,7 @@ const struct file_operations dfs_file_operations = {
 	.fallocate = dfs_fallocate,
 	.lock = dfs_file_lock,
 	.flock = dfs_file_flock,
+	.fadvise = dfs_fadvise,
 };
 
 const struct inode_operations dfs_file_inode_operations = {

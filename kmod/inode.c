@@ -11,6 +11,7 @@
 #include "glimpse.h"
 #include "inode.h"
 #include "lock.h"
+#include "race.h"
 #include "session.h"
 #include "uapi.h"
 
@@ -347,6 +348,7 @@ static int dfs_ask_attrs(struct inode *inode, struct dfs_pins *pins)
 		if (!request)
 			return -ENOMEM;
 		error = dfs_request_call(request, pins);
+		dfs_race(DFS_RACE_attrs_answered, dfs_c(inode));
 		if (!error) {
 			out = request->out;
 			error = dfs_check_attr(inode, &out->attr);
@@ -429,6 +431,7 @@ static int dfs_look(struct inode *inode, struct fuse_attr *attr)
 	if (result)
 		return result;
 	dfs_merge_value(attr, &value);
+	dfs_race(DFS_RACE_looked, dfs_c(inode));
 	/* The VFS looks at i_size before it asks anybody (copy_file_range): it is at least what stat has told. */
 	dfs_offer_attr(inode, attr, epoch);
 	return 1;
@@ -566,6 +569,7 @@ static int dfs_send_flush(struct inode *inode, const struct fuse_setattr_in *in,
 	int error = -EIO;
 
 	memcpy(request->in, in, sizeof(*in));
+	dfs_race(DFS_RACE_flush_attrs, dfs_c(inode));
 	if (!dfs_inode_session(inode, &request->session)) {
 		dfs_inode_refused(inode);
 	} else {
@@ -664,6 +668,7 @@ static int dfs_truncate(struct inode *inode, const struct fuse_setattr_in *in,
 	error = dfs_write_out(inode, size, LLONG_MAX);
 	if (!error)
 		error = dfs_send_setattr(inode, in, pins, attr);
+	dfs_race(DFS_RACE_truncate_cut, dfs_c(inode));
 	if (!error)
 		truncate_setsize(inode, size);
 	return error;

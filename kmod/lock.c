@@ -2,10 +2,12 @@
 /* Cluster locks: the core's output performed, messages and completions in, waiting. The contract is in lock.h; the locks' life is in lock_table.c. */
 #include <linux/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 
 #include "connection.h"
 #include "inode.h"
 #include "lock.h"
+#include "race.h"
 #include "session.h"
 #include "trace.h"
 
@@ -116,7 +118,64 @@ static bool dfs_stays_inside(u32 kind, const struct df_out *out)
 	return out->post && out->chain.kind == DF_CHAIN_UNDO && kind == DF_CHAIN_TAKE;
 }
 
+/* For the fault point: what a chain has found, told later. */
+struct dfs_late_chain {
+	struct delayed_work work;
+	struct dfs_post *post;
+	u32 epoch;
+	u64 old;
+	u8 image[DF_BUCKET_SIZE];
+};
+
+static void dfs_chain_ended(struct dfs_post *post, int error, u64 old, const void *image);
+
+static void dfs_chain_comes_late(struct work_struct *work)
+{
+	struct dfs_late_chain *late =
+		container_of(to_delayed_work(work), struct dfs_late_chain, work);
+
+	struct dfs_lock *lock = container_of(late->post, struct dfs_lock, post);
+
+	dfs_chain_ended(late->post, READ_ONCE(lock->epoch) == late->epoch ? 0 : -ECANCELED,
+			late->old, late->image);
+	kfree(late);
+}
+
+/* The post is as if it were still in flight, but its link may be stopped meanwhile. */
+static bool dfs_chain_late(struct dfs_post *post, u64 old, const void *image, u32 ms)
+{
+	struct dfs_lock *lock = container_of(post, struct dfs_lock, post);
+	struct dfs_late_chain *late = kmalloc(sizeof(*late), GFP_ATOMIC);
+
+	if (!late)
+		return false;
+	late->post = post;
+	late->epoch = lock->epoch;
+	late->old = old;
+	memcpy(late->image, image, sizeof(late->image));
+	INIT_DELAYED_WORK(&late->work, dfs_chain_comes_late);
+	queue_delayed_work(lock->session->shed_queue, &late->work, msecs_to_jiffies(ms));
+	return true;
+}
+
 static void dfs_chain_done(struct dfs_post *post, int error, u64 old, const void *image)
+{
+	struct dfs_lock *lock = container_of(post, struct dfs_lock, post);
+	const struct dfs_connection *connection = lock->session->connection;
+	u32 ms;
+
+	if (!error && dfs_fails(DFS_RACE_chain_error, connection)) {
+		/* What it did is not known: the next link re-asserts. */
+		dfs_session_break(lock->session, lock->epoch, "a completion is an error: injected");
+		error = -ECANCELED;
+	}
+	ms = !error && post->chain.kind == DF_CHAIN_TAKE ? dfs_late(DFS_RACE_chain_late, connection)
+							 : 0;
+	if (!ms || !dfs_chain_late(post, old, image, ms))
+		dfs_chain_ended(post, error, old, image);
+}
+
+static void dfs_chain_ended(struct dfs_post *post, int error, u64 old, const void *image)
 {
 	struct dfs_lock *lock = container_of(post, struct dfs_lock, post);
 	u32 kind = post->chain.kind, slot = post->chain.slot;
@@ -196,12 +255,28 @@ void dfs_hold_ended(struct timer_list *timer)
 	dfs_lock_put(lock);
 }
 
+/* Who waits for this session's answer waits for ever without it: what the former session cached does not keep it back. */
+static int dfs_lost_message(struct dfs_lock *lock, u32 epoch, const union df_msg *message)
+{
+	union df_msg reply;
+	int error;
+
+	if (!lock->succeeded)
+		return 0;
+	error = df_client_unknown(message, &reply);
+	if (error == 1)
+		dfs_session_send(lock->session, epoch, &reply);
+	return error < 0 ? -EPROTO : 0;
+}
+
 int dfs_lock_message(struct dfs_lock *lock, u32 epoch, const union df_msg *message)
 {
 	int error = 0;
 
 	spin_lock_bh(&lock->spin);
-	if (lock->epoch == epoch && !lock->lost) {
+	if (lock->lost) {
+		error = dfs_lost_message(lock, epoch, message);
+	} else if (lock->epoch == epoch) {
 		if (message->head.type == DF_MSG_REVOKE) {
 			dfs_count(lock->session->connection, revokes);
 			error = dfs_hand_over(lock);
@@ -300,6 +375,7 @@ static void dfs_shed(struct dfs_lock *lock)
 		iput(inode);
 		return;
 	}
+	dfs_race(DFS_RACE_shed_begun, lock->session->connection);
 	if (inode) {
 		dfs_inode_shed(inode, keep, forfeited);
 		changed = exclusive && !forfeited && dfs_inode_publish(inode, true, &value);

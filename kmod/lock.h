@@ -56,6 +56,7 @@ struct dfs_lock {
 	bool forfeited; /* what is dirty below must not be written */
 	bool lost;	/* the session ended, and the core was not made anew since */
 	bool swept;	/* lost: what was cached is forgotten */
+	bool succeeded; /* lost: whoever lockd speaks to now is the next session, which holds nothing */
 	bool revoke_held;
 	bool again_due;
 	u32 epoch; /* of the link that the core talks to */
@@ -101,7 +102,8 @@ void dfs_lock_aborted(struct dfs_lock *lock, void *unused);
 /* 1: begun, the session hears of its end; 0: nothing to take. */
 int dfs_lock_reassert(struct dfs_lock *lock);
 void dfs_lock_resume(struct dfs_lock *lock);
-void dfs_lock_lost(struct dfs_lock *lock);
+/* `succeeded`: struct dfs_lock. */
+void dfs_lock_lost(struct dfs_lock *lock, bool succeeded);
 /* Trust ran out: nothing may be used through mappings. */
 void dfs_lock_suspect(struct dfs_lock *lock);
 

@@ -6,6 +6,7 @@
 
 #include "inode.h"
 #include "lock.h"
+#include "race.h"
 #include "session.h"
 
 static struct kmem_cache *dfs_lock_cache;
@@ -54,8 +55,11 @@ static void dfs_core_begin(struct dfs_lock *lock, bool live)
 
 static struct dfs_lock *dfs_lock_alloc(struct dfs_session *session, u64 key, gfp_t gfp)
 {
-	struct dfs_lock *lock = kmem_cache_zalloc(dfs_lock_cache, gfp);
+	struct dfs_lock *lock;
 
+	if (dfs_fails(DFS_RACE_lock_alloc, session->connection))
+		return NULL;
+	lock = kmem_cache_zalloc(dfs_lock_cache, gfp);
 	if (!lock)
 		return NULL;
 	refcount_set(&lock->refs, 1);
@@ -253,6 +257,7 @@ void dfs_lock_renew(struct dfs_lock *lock)
 	spin_lock_bh(&session->spin);
 	if (!session->lost && lock->lost && lock->swept && !lock->core.pins) {
 		lock->lost = false;
+		lock->succeeded = false;
 		lock->epoch = session->epoch;
 		dfs_core_begin(lock, session->live);
 	}
@@ -325,7 +330,7 @@ void dfs_lock_resume(struct dfs_lock *lock)
 	spin_unlock_bh(&lock->spin);
 }
 
-void dfs_lock_lost(struct dfs_lock *lock)
+void dfs_lock_lost(struct dfs_lock *lock, bool succeeded)
 {
 	struct df_out out;
 
@@ -337,6 +342,7 @@ void dfs_lock_lost(struct dfs_lock *lock)
 		dfs_perform_lock(lock, &out);
 		dfs_queue_shed(lock);
 	}
+	lock->succeeded |= succeeded;
 	spin_unlock_bh(&lock->spin);
 }
 
@@ -354,7 +360,7 @@ void dfs_lock_suspect(struct dfs_lock *lock)
 
 static void dfs_one_ended(struct dfs_lock *lock, void *argument)
 {
-	dfs_lock_lost(lock);
+	dfs_lock_lost(lock, false);
 }
 
 #define DFS_CLOSE_MS 30000u

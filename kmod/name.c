@@ -7,6 +7,7 @@
 
 #include "inode.h"
 #include "lock.h"
+#include "race.h"
 
 #define DFS_NAME_MAX 255
 
@@ -69,6 +70,7 @@ static struct dentry *dfs_lookup(struct inode *dir, struct dentry *dentry, unsig
 	if (error)
 		return ERR_PTR(error);
 	error = dfs_ask_name(dir, &dentry->d_name, &pins, &entry);
+	dfs_race(DFS_RACE_name_answered, dfs_c(dir));
 	if (!error)
 		inode = dfs_iget_offered(dir->i_sb, &entry.attr, epoch);
 	else if (error != -ENOENT)

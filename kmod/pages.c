@@ -16,6 +16,7 @@
 #include "inode.h"
 #include "lock.h"
 #include "open.h"
+#include "race.h"
 #include "session.h"
 
 /* --- reading ------------------------------------------------------------------------------------- */
@@ -24,6 +25,7 @@ static void dfs_read_ended(struct dfs_request *request)
 {
 	u32 i, left = request->error ? 0 : request->out_length;
 
+	dfs_race(DFS_RACE_read_answered, request->connection);
 	for (i = 0; i < request->page_count; i++) {
 		struct page *page = request->pages[i];
 		u32 part = min_t(u32, left, PAGE_SIZE);
@@ -104,7 +106,8 @@ static void dfs_write_ended(struct dfs_request *request)
 	int error = request->error;
 	u32 i;
 
-	if (!error && out->size != request->page_bytes)
+	if (!error && (out->size != request->page_bytes ||
+		       dfs_fails(DFS_RACE_write_error, request->connection)))
 		error = -EIO;
 	if (error && dfs_request_refused(request))
 		dfs_inode_refused(mapping->host);
@@ -194,6 +197,7 @@ static int dfs_write_one(struct page *page, struct writeback_control *control, v
 	u32 bytes = dfs_page_bytes(inode, page);
 	u64 session;
 
+	dfs_race(DFS_RACE_writeback, dfs_c(inode));
 	if (!bytes) {
 		unlock_page(page);
 		return 0;
@@ -319,6 +323,7 @@ static vm_fault_t dfs_fault(struct vm_fault *fault)
 	if (error)
 		return VM_FAULT_SIGBUS; /* of a killed task too: the kernel's own access must not begin again for ever */
 	error = dfs_refresh(inode, &pins);
+	dfs_race(DFS_RACE_fault_pinned, dfs_c(inode));
 	result = error ? VM_FAULT_SIGBUS : filemap_fault(fault);
 	dfs_unpin(&pins);
 	return result;
@@ -377,6 +382,8 @@ static vm_fault_t dfs_page_mkwrite(struct vm_fault *fault)
 		filemap_invalidate_unlock_shared(inode->i_mapping);
 	}
 	dfs_unpin(&pins);
+	if (result == VM_FAULT_LOCKED)
+		dfs_race(DFS_RACE_mkwrite_done, dfs_c(inode));
 	sb_end_pagefault(inode->i_sb);
 	return result;
 }

@@ -9,6 +9,7 @@
 
 #include "connection.h"
 #include "inode.h"
+#include "race.h"
 #include "session.h"
 #include "trace.h"
 
@@ -72,6 +73,8 @@ struct dfs_request *dfs_request_new(struct dfs_connection *connection, u32 opcod
 	gfp_t gfp = fallible ? GFP_KERNEL : GFP_NOFS;
 	struct dfs_request *request;
 
+	if (fallible && dfs_fails(DFS_RACE_request_alloc, connection))
+		return NULL;
 	request = mempool_alloc(dfs_request_pool, gfp);
 	if (!request)
 		return NULL;

@@ -7,9 +7,12 @@
 
 #include "connection.h"
 #include "lock.h"
+#include "race.h"
 #include "session.h"
 
 #define DFS_CONNECT_MS 5000u
+/* A message of the connection manager that is lost is sent again after 4.3 s, fixed: three may be lost. */
+#define DFS_FIRST_CONNECT_MS 15000u
 #define DFS_NEVER (~(u64)0)
 #define DFS_FRESH_LEAST_MS 50u
 #define DFS_FRESH_MOST_MS 1000u
@@ -88,10 +91,9 @@ static void dfs_on_ended(struct dfs_link *link, bool peer, const char *reason)
 {
 	struct dfs_session *session = dfs_link_data(link);
 
-	spin_lock_bh(&session->spin);
-	session->cut_epoch = dfs_link_epoch(link);
-	strscpy(session->cut_reason, reason, sizeof(session->cut_reason));
-	spin_unlock_bh(&session->spin);
+	/* Maybe under our spin: a post or a send that fails ends the link. */
+	WRITE_ONCE(session->cut_reason, reason);
+	WRITE_ONCE(session->cut_epoch, dfs_link_epoch(link));
 	dfs_event(session, DFS_EVENT_CUT);
 	wake_up_all(&session->changed);
 }
@@ -116,11 +118,21 @@ bool dfs_session_post(struct dfs_session *session, u32 epoch, struct dfs_post *p
 	if (session->epoch == epoch && session->link) {
 		posted = true;
 		dfs_count(session->connection, chains);
+		if (dfs_fails(DFS_RACE_chain_post, session->connection))
+			dfs_link_break(session->link, "a chain could not be posted: injected");
 		if (!dfs_chain_gated(post->chain.kind) || dfs_gate_enter(session, post))
 			dfs_link_post(session->link, post);
 	}
 	spin_unlock_bh(&session->spin);
 	return posted;
+}
+
+void dfs_session_break(struct dfs_session *session, u32 epoch, const char *reason)
+{
+	spin_lock_bh(&session->spin);
+	if (session->epoch == epoch && session->link)
+		dfs_link_break(session->link, reason);
+	spin_unlock_bh(&session->spin);
 }
 
 void dfs_session_send(struct dfs_session *session, u32 epoch, const union df_msg *message)
@@ -174,7 +186,7 @@ static void dfs_one_resume(struct dfs_lock *lock, void *argument)
 
 static void dfs_one_lost(struct dfs_lock *lock, void *argument)
 {
-	dfs_lock_lost(lock);
+	dfs_lock_lost(lock, true);
 }
 
 static void dfs_one_suspect(struct dfs_lock *lock, void *argument)
@@ -522,10 +534,11 @@ static void dfs_machine_run(struct work_struct *work)
 
 /* --- connecting --------------------------------------------------------------------------------- */
 
-static int dfs_connect_once(struct dfs_session *session, const struct df_hello *hello)
+static int dfs_connect_once(struct dfs_session *session, const struct df_hello *hello,
+			    u32 timeout_ms)
 {
 	session->next_posted_ms = dfs_now_ms();
-	return dfs_link_open(&session->address, hello, DFS_CONNECT_MS, &dfs_link_owner, session,
+	return dfs_link_open(&session->address, hello, timeout_ms, &dfs_link_owner, session,
 			     READ_ONCE(session->epoch), &session->next_welcome,
 			     &session->next_link);
 }
@@ -534,7 +547,7 @@ static void dfs_connect_run(struct work_struct *work)
 {
 	struct dfs_session *session = container_of(work, struct dfs_session, connect_work);
 
-	session->connect_error = dfs_connect_once(session, &session->connect_hello);
+	session->connect_error = dfs_connect_once(session, &session->connect_hello, DFS_CONNECT_MS);
 	dfs_event(session, session->connect_error ? DFS_EVENT_UNREACHABLE : DFS_EVENT_WELCOME);
 }
 
@@ -623,7 +636,7 @@ int dfs_session_open(struct dfs_connection *connection, struct dfs_ioc_new *new)
 	if (!session)
 		return -ENOMEM;
 	error = dfs_session_address(session, new);
-	error = error ? error : dfs_connect_once(session, &session->hello);
+	error = error ? error : dfs_connect_once(session, &session->hello, DFS_FIRST_CONNECT_MS);
 	if (error) {
 		new->refusal = error == -EPROTO ? session->next_welcome.refusal : 0;
 		dfs_session_free(session);

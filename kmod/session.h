@@ -86,8 +86,9 @@ struct dfs_session {
 
 	unsigned long events; /* bits of enum dfs_session_event */
 	u64 fenced;	      /* the session of DFS_EVENT_FENCED */
+	/* Written by the link that ends, at any time. */
 	u32 cut_epoch;
-	char cut_reason[96];
+	const char *cut_reason; /* stays */
 	struct dfs_post renewal;
 	bool renewal_in_flight;
 
@@ -157,6 +158,8 @@ void dfs_session_reassert_done(struct dfs_session *session, u32 epoch);
 bool dfs_session_post(struct dfs_session *session, u32 epoch, struct dfs_post *post);
 /* The stay of a chain of this slot is over. */
 void dfs_session_leave(struct dfs_session *session, u32 slot);
+/* Ends the link of `epoch` as an error of the device would: for fault points. */
+void dfs_session_break(struct dfs_session *session, u32 epoch, const char *reason);
 void dfs_session_send(struct dfs_session *session, u32 epoch, const union df_msg *message);
 
 /* The connection was aborted: who waits here for lockd ends. */

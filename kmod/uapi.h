@@ -117,5 +117,7 @@ struct dfs_ioc_session {
 #define DFS_IOC_NEW _IOWR(0xdf, 1, struct dfs_ioc_new)
 #define DFS_IOC_ATTACH _IOWR(0xdf, 2, struct dfs_ioc_attach)
 #define DFS_IOC_SESSION _IOWR(0xdf, 3, struct dfs_ioc_session)
+/* A storaged refuses this session, for a request that the daemon asks again in the next one: without an answer that says so, nobody else tells. */
+#define DFS_IOC_FENCED _IOW(0xdf, 4, __u64)
 
 #endif

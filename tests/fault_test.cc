@@ -13,13 +13,11 @@
 #include <cstring>
 #include <fstream>
 #include <new>
-#include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 
-#include "common/config.h"
-#include "rpc/client.h"
 #include "tests/cluster.h"
+#include "tests/fence.h"
 
 namespace distfuse::tests {
 namespace {
@@ -330,42 +328,6 @@ TEST(ClientKill, MountsThatJoinDuringARepairTakePart) {
   for (std::thread& thread : threads) thread.join();
 }
 
-/// As lockd does it, but behind its back: it knows nothing of it, and the mount renews its lease all the time.
-void fence_everywhere(const Cluster& cluster, std::uint64_t session) {
-  const auto config = config::load_cluster(cluster.root() + "/cluster.toml");
-  ASSERT_TRUE(config.ok()) << config.error().message;
-  rpc::ClientOptions options;
-  options.meta = config->meta().meta_listen;
-  options.data = config->data_addresses();
-  options.cluster_id = config->id;
-  options.role = rpc::Role::lockd;
-  options.device = config->fabric.storage_device();
-  options.channels = 1;
-  auto client = rpc::Client::create(options);
-  ASSERT_TRUE(client.ok()) << client.error().message;
-  for (std::uint32_t target = 0; target < options.data.size(); ++target) {
-    rpc::DataCall call;
-    call.target = target;
-    call.request.ino = session;
-    call.request.op = static_cast<std::uint16_t>(rpc::DataOp::fence);
-    const auto status = (*client)->run({&call, 1});
-    ASSERT_TRUE(status.ok()) << status.error().message;
-  }
-  const auto fenced = (*client)->call(rpc::FenceSession{session}, 0, 0);
-  ASSERT_TRUE(fenced.ok()) << fenced.error().message;
-}
-
-/// The session of mount-0, as lockd knows it; 0: none.
-std::uint64_t first_session(const Cluster& cluster) {
-  const nlohmann::json status = cluster.status();
-  for (const auto& daemon : status["daemons"]) {
-    if (daemon["kind"] != "lockd") continue;
-    for (const auto& each : daemon["status"]["sessions"])
-      if (each["name"] == "mount-0") return each["session"];
-  }
-  return 0;
-}
-
 TEST(SessionFence, AMountThatStillTrustsGoesOnWithANewSession) {
   Cluster cluster({.mounts = 2, .storageds = 2});
   ASSERT_TRUE(cluster.ok());
@@ -375,7 +337,7 @@ TEST(SessionFence, AMountThatStillTrustsGoesOnWithANewSession) {
   ASSERT_GE(fd, 0);
   ASSERT_EQ(write(fd, "promised", 8), 8);
   ASSERT_EQ(fsync(fd), 0);
-  const std::uint64_t session = first_session(cluster);
+  const std::uint64_t session = session_of(cluster, "mount-0");
   ASSERT_NE(session, 0U);
   ASSERT_NO_FATAL_FAILURE(fence_everywhere(cluster, session));
   const auto began = std::chrono::steady_clock::now();
@@ -423,7 +385,7 @@ TEST(KernelSessionFence, EachOpenFileIsToldOnce) {
   map[0] = 'm';
   const std::string bytes(kBytes, 'w');
   ASSERT_EQ(pwrite(writer, bytes.data(), kBytes, 4096), static_cast<ssize_t>(kBytes));
-  const std::uint64_t session = first_session(cluster);
+  const std::uint64_t session = session_of(cluster, "mount-0");
   ASSERT_NE(session, 0U);
   ASSERT_NO_FATAL_FAILURE(fence_everywhere(cluster, session));
   const auto tell = [](const char* what, int result) {
