@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <linux/fuse.h>
 #include <netdb.h>
+#include <spdlog/spdlog.h>
 #include <sys/ioctl.h>
 
 #include <algorithm>
@@ -207,6 +208,12 @@ Result<Session> Device::await_session(std::uint64_t known) {
   if (ioctl(device_.get(), DFS_IOC_SESSION, &request) != 0)
     return Error{errno, "the wait for a session ended"};
   return Session{request.session, request.incarnation};
+}
+
+void Device::fenced(std::uint64_t session) {
+  if (ioctl(device_.get(), DFS_IOC_FENCED, &session) != 0 && errno != ENOTCONN)
+    spdlog::error("the module cannot be told that session {:#x} is refused: {}", session,
+                  std::strerror(errno));
 }
 
 }  // namespace distfuse::client::kernel

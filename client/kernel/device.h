@@ -40,6 +40,8 @@ class Device {
   static Result<MountState> look(const std::string& mountpoint);
   /// Waits until the session is another than `known`. Error: EINTR; ENOTCONN: the mount is gone.
   Result<Session> await_session(std::uint64_t known);
+  /// Tells the module that a storaged refuses the session; of no effect if it is not the present one.
+  void fenced(std::uint64_t session);
 
   /// For libfuse: one request, as read(2) has it; what leads it is noted in origin(). errno: ENODEV when this daemon's work is over.
   ssize_t read(void* buffer, std::size_t size);

@@ -88,13 +88,14 @@ class Storage {
   Result<GenerationRef> make_generation(std::uint64_t session) const;
   /// The present one; waits for the first. Null: there was none for give_up.
   [[nodiscard]] GenerationRef generation(std::uint64_t least = 0) const;
-  /// What changes nothing may be asked again in the next session, if the present one is refused: it is over, and the module is being told so.
+  /// What changes nothing may be asked again in the next session, if the present one is refused: it is over.
   template <typename Ask>
   auto in_some_session(Ask ask) const -> decltype(ask(std::declval<Generation&>())) {
     const GenerationRef present = generation();
     if (!present) return Error{EIO, {}};
     auto answer = ask(*present);
     if (answer.ok() || answer.error().code != rpc::kFenced) return answer;
+    device_.fenced(present->session);
     const GenerationRef next = generation(present->session + 1);
     return next ? ask(*next) : std::move(answer);
   }

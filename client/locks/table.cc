@@ -63,7 +63,7 @@ Status Table::open() {
   auto fabric = fabric::open({options_.fabric_kind, options_.device});
   if (!fabric) return fabric.error();
   fabric_ = std::move(*fabric);
-  auto control = Control::connect(*fabric_, options_.lockd, *hello, options_.connect_timeout);
+  auto control = Control::connect(*fabric_, options_.lockd, *hello, options_.first_connect_timeout);
   if (!control) {
     return Error{control.error().code,
                  "no session with lockd at " + options_.lockd + ": " + control.error().message +

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from .kernel import Kernel
 from .network import address_of
 from .processes import processor_seconds, start_dependent
 
+PANIC = re.compile(r"Kernel panic|Oops|BUG:")
 Output = Callable[[bytes, bool], None]  # what was written, whether to standard error
 
 STRICT = (
@@ -187,14 +189,17 @@ class Guest:
         """What QEMU has used so far."""
         return processor_seconds(self.process.pid) or self._processor
 
-    def console_tail(self, lines: int = 40) -> str:
-        """The end of the console, for a person."""
+    def console_tail(self, least: int = 40, most: int = 200) -> str:
+        """The end of the console, for a person; from the first line of a panic on, if there is one."""
         try:
             text = self.console.read_text(errors="replace").replace("\r", "")
         except OSError:
             text = ""
         log = (self.folder / "qemu.log").read_text(errors="replace")
-        tail = "\n".join(f"  {self.name}| {line}" for line in (text.splitlines()[-lines:] + log.splitlines()[-5:]))
+        lines = text.splitlines()[-most:]
+        panic = next((i for i, line in enumerate(lines) if PANIC.search(line)), len(lines))
+        shown = lines[min(panic, max(0, len(lines) - least)) :] + log.splitlines()[-5:]
+        tail = "\n".join(f"  {self.name}| {line}" for line in shown)
         return tail or f"  {self.name}| (nothing on the console)"
 
     # Programs in the guest
