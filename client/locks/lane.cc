@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <cstring>
+#include <optional>
 
 #include "client/locks/welcome.h"
 
@@ -81,10 +82,13 @@ Status Lane::post(const df_chain& chain, unsigned index) {
 }
 
 Result<unsigned> Lane::next(const std::atomic<bool>& closed) {
-  const auto spin_until = Clock::now() + kSpin;
+  std::optional<Clock::time_point> spin_until;
   while (done_.empty()) {
     if (error_.code != 0) return error_;
-    if (worker_->progress() || Clock::now() < spin_until) continue;
+    if (worker_->progress()) continue;
+    const auto now = Clock::now();
+    if (!spin_until) spin_until = now + kSpin;
+    if (now < *spin_until) continue;
     if (closed.load(std::memory_order_relaxed)) return Error{ENOTCONN, "the session is lost"};
     worker_->wait(kLook);
   }

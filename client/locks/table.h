@@ -146,10 +146,21 @@ class Table final : public LockTable, public LinkUser, public SessionUser {
   void link_failed(Link& link, const Error& error);
 
   // Taking (table_pin.cc).
+  /// When a thread began to wait: the clock is read once, by the first who asks.
+  class Since {
+   public:
+    Clock::time_point time() {
+      if (!time_) time_ = Clock::now();
+      return *time_;
+    }
+
+   private:
+    std::optional<Clock::time_point> time_;
+  };
   Result<Pin> acquire(Ino ino, Mode mode, const Range* page_io, const Interrupted& interrupted);
-  Result<Pin> wait_for(Lock& lock, Guard& guard, Waiter& waiter, const Interrupted& interrupted);
-  std::optional<Result<Pin>> look(Lock& lock, Guard& guard, Waiter& waiter,
-                                  Clock::time_point since);
+  Result<Pin> wait_for(Lock& lock, Guard& guard, Waiter& waiter, bool trusted,
+                       const Interrupted& interrupted);
+  std::optional<Result<Pin>> look(Lock& lock, Guard& guard, Waiter& waiter, Since& since);
   void want(Lock& lock, Guard& guard, Waiter& waiter);
   void wait_for_trust(Lock& lock, Guard& guard, Waiter& waiter);
   void give_back(Lock& lock, Guard& guard, Waiter& waiter);
@@ -158,7 +169,7 @@ class Table final : public LockTable, public LinkUser, public SessionUser {
   bool may_join(const Lock& lock, const Waiter& waiter);
   static bool is_forfeited(const Lock& lock, const Waiter& waiter);
   void admit(Lock& lock, const Waiter& waiter);
-  bool may_be_guest(Lock& lock, const Waiter& waiter, Clock::time_point since);
+  bool may_be_guest(Lock& lock, const Waiter& waiter, Since& waits_since);
   Pin pin_of(Lock& lock, Mode mode, bool guest = false);
   Pin finish_try(Lock& lock, Waiter& waiter);
   LockRef make(Ino ino);

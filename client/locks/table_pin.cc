@@ -83,18 +83,20 @@ Result<Pin> Table::acquire(Ino ino, Mode mode, const Range* page_io,
   waiter.page_io = page_io;
   Guard guard(lock->mutex);
   const Mode now = needed(*lock, waiter);
-  if (keeper_->trusted() && df_lock_pin(&lock->core, to_core(now)) == DF_PIN_OK) {
+  const bool trusted = keeper_->trusted();
+  if (trusted && df_lock_pin(&lock->core, to_core(now)) == DF_PIN_OK) {
     ++lock->hits;
     admit(*lock, waiter);
     return pin_of(*lock, now);
   }
-  return wait_for(*lock, guard, waiter, interrupted);
+  return wait_for(*lock, guard, waiter, trusted, interrupted);
 }
 
 /// Whether page I/O, waiting `since`, is to be served under the lock that is being given up.
-bool Table::may_be_guest(Lock& lock, const Waiter& waiter, Clock::time_point since) {
+bool Table::may_be_guest(Lock& lock, const Waiter& waiter, Since& waits_since) {
   Shed& shed = lock.shed;
   if (!shed.active || !shed.sweeping || !may_join(lock, waiter)) return false;
+  const auto since = waits_since.time();
   if (since <= shed.admit_until) return true;
   const auto now = Clock::now();
   if (now - std::max(since, shed.sweep_since) < (shed.guests == 0 ? kPark : kParkBehind)) {
@@ -106,8 +108,7 @@ bool Table::may_be_guest(Lock& lock, const Waiter& waiter, Clock::time_point sin
 }
 
 /// One look at a lock that was not simply there: a pin, an error, or nothing yet.
-std::optional<Result<Pin>> Table::look(Lock& lock, Guard& guard, Waiter& waiter,
-                                       Clock::time_point since) {
+std::optional<Result<Pin>> Table::look(Lock& lock, Guard& guard, Waiter& waiter, Since& since) {
   if (waiter.state == Waiter::State::granted) return pin_of(lock, waiter.granted);
   if (lock.core.lost != 0) {
     leave(lock, guard, waiter);
@@ -162,7 +163,7 @@ void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
     case DF_WANT_LOST:
       return;
     default:
-      df_hold_wanted(&lock.hold, now_us());
+      if (lock.hold.shed != 0) df_hold_wanted(&lock.hold, now_us());
       break;
   }
   if (!perform(lock, out, due)) return;
@@ -186,27 +187,30 @@ void Table::wait_for_trust(Lock& lock, Guard& guard, Waiter& waiter) {
   lock.changed.wait_for(guard, kTrustPoll);
 }
 
-Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
+/// A lock that is free is had with one chain, and two looks at the clock: whether there is trust, before and after. Each costs a microsecond
+/// where the kernel's clock page has no cycle counter, so times are taken only by those who wait.
+Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter, bool trusted,
                             const Interrupted& interrupted) {
-  const auto since = Clock::now();
-  auto asked_at = since;
-  auto trusted_at = since;
+  Since since;
+  std::optional<Clock::time_point> asked_at;
+  std::optional<Since> doubt;
   milliseconds pause{1};  // lockd has no room: 1 ms, doubling to 100.
-  while (true) {
-    const bool trusted = keeper_->trusted();
+  for (;; trusted = keeper_->trusted()) {
     if (trusted || lock.core.lost != 0 || is_forfeited(lock, waiter)) {
       if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
     }
     const bool parked = may_join(lock, waiter);
     if (!trusted) {
+      if (!doubt) doubt.emplace();
+      const auto doubted_at = doubt->time();
       wait_for_trust(lock, guard, waiter);
-      if (Clock::now() - trusted_at > options_.give_up + kGiveUpLate && lock.core.lost == 0) {
+      if (Clock::now() - doubted_at > options_.give_up + kGiveUpLate && lock.core.lost == 0) {
         give_back(lock, guard, waiter);
         return Error{EIO,
                      "no sign of lockd for " + std::to_string(options_.give_up.count()) + " ms"};
       }
     } else {
-      trusted_at = Clock::now();
+      doubt.reset();
       if (waiter.state == Waiter::State::busy) {
         lock.changed.wait_for(guard, pause);
         pause = std::min(pause * 2, milliseconds(100));
@@ -216,12 +220,16 @@ Result<Pin> Table::wait_for(Lock& lock, Guard& guard, Waiter& waiter,
         if (!keeper_->trusted()) continue;
         if (auto answer = look(lock, guard, waiter, since)) return std::move(*answer);
       }
+      (void)since.time();
       if (parked || waiter.state == Waiter::State::waiting) {
         lock.changed.wait_for(guard, may_join(lock, waiter) ? kPark / 2 : kPoll);
       }
     }
-    if (!interrupted || Clock::now() - asked_at < kPoll) continue;
-    asked_at = Clock::now();
+    if (!interrupted) continue;
+    const auto now = Clock::now();
+    if (!asked_at) asked_at = since.time();
+    if (now - *asked_at < kPoll) continue;
+    asked_at = now;
     guard.unlock();
     const bool stop = interrupted();
     guard.lock();
@@ -310,7 +318,7 @@ void Table::start_attempt(Attempt& attempt, Pin& pin) {
   if (!live_) return;
   df_out out;
   if (df_lock_want(&lock.core, to_core(waiter.mode), 1, &out) != DF_WANT_STARTED) return;
-  df_hold_wanted(&lock.hold, now_us());
+  if (lock.hold.shed != 0) df_hold_wanted(&lock.hold, now_us());
   lock.waiters.push_back(&waiter);
   attempt.posting = perform(lock, out, attempt.due);
   if (attempt.posting) return;

@@ -16,7 +16,7 @@ Status VerbsConnection::post(std::span<const Operation> chain, std::uint64_t coo
   if (state_ != State::established) return Error{ENOTCONN, "not connected"};
   DISTFUSE_TRY(check_chain(chain, remote_.length));
   if (outstanding_ >= kMaxOutstanding) return Error{EAGAIN, "too many chains outstanding"};
-  std::array<std::uint32_t, kMaxChain> keys{};
+  std::array<std::uint32_t, kMaxChain> keys;  // NOLINT(cppcoreguidelines-pro-type-member-init)
   for (std::size_t i = 0; i < chain.size(); ++i) {
     const auto& op = chain[i];
     const bool atomic = op.op == Op::compare_swap || op.op == Op::fetch_add;
@@ -24,7 +24,7 @@ Status VerbsConnection::post(std::span<const Operation> chain, std::uint64_t coo
     if (!key) return Error{EINVAL, "local memory is not of Worker::allocate"};
     keys[i] = *key;
   }
-  if (pair_->posted().empty()) moved_ = Clock::now();
+  if (pair_->posted().empty()) moved_.reset();
   if (auto status = pair_->post_chain(chain, keys, remote_, cookie); !status) {
     worker_.fail(*this, status.error());
     return Error{ENOTCONN, status.error().message};

@@ -177,7 +177,7 @@ bool VerbsWorker::absorb(std::uint64_t number, const ibv_wc& completion) {
   if (outcome.kind == Kind::chain) {
     connections_.completed(number, outcome.cookie);
     connection->stalled_ = false;
-    if (!connection->pair_->posted().empty()) connection->moved_ = Clock::now();
+    connection->moved_.reset();
   }
   if (outcome.kind != Kind::message) return true;
   handler_.on_message(*connection, outcome.message);
@@ -207,8 +207,10 @@ bool VerbsWorker::end_stalled() {
   const auto now = Clock::now();
   for (auto& [number, connection] : connections_) {
     if (connection->state_ != VerbsConnection::State::established ||
-        connection->pair_->posted().empty() || now - connection->moved_ < kStall)
+        connection->pair_->posted().empty())
       continue;
+    if (!connection->moved_) connection->moved_ = now;
+    if (now - *connection->moved_ < kStall) continue;
     // We may have been stopped ourselves: what came meanwhile is looked at first.
     if (connection->stalled_)
       fail(*connection, Error{ETIMEDOUT, "the RDMA device has not completed an operation for " +

@@ -67,8 +67,8 @@ class VerbsConnection : public Connection {
   std::shared_ptr<Registered> own_;   // Exposed to the peer; must outlive the queue pair.
   RemoteRegion remote_;
   std::size_t outstanding_ = 0;  // Chains whose completions were not delivered yet.
-  Clock::time_point
-      moved_{};  // When the first of those in flight was posted, or one was completed since.
+  /// When wait() has first seen what is in flight now: since then none was completed.
+  std::optional<Clock::time_point> moved_;
   bool stalled_ = false;  // Since kStall; looked at once more before it is ended.
   bool armed_ = false;
   std::vector<ibv_wc> stash_;  // Polled by wait() after arming.

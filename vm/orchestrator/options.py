@@ -42,6 +42,7 @@ def _add_guests(parser: argparse.ArgumentParser) -> None:
     add("--disk", type=int, default=0, metavar="MB", help="an ext4 disk for /cluster of each guest, gone with it (default: in its memory)")
     add("--kernel", choices=("stock", "debug"), default="stock", help="Debian's (default), or the debug kernel of the cache")
     add("--strict", action="store_true", help="slab poisoning; panic on an oops, a hung task, a soft lockup")
+    add("--icount", action="store_true", help="the guest's clock counts its instructions: times repeat on a busy host")
     add("--append", default="", metavar="TEXT", help="more for the kernel's command line")
     add("--spread", action="store_true", help="storageds over the guests instead of all on the first")
     add("--storage", type=int, default=2, metavar="N", help="storageds (default 2)")
@@ -99,6 +100,8 @@ def _check(options: argparse.Namespace) -> None:
     for name, low, high in (("nodes", 1, 16), ("mounts", 0, 64), ("cpus", 1, 64), ("storage", 1, 64)):
         if not low <= getattr(options, name) <= high:
             raise VmError(f"--{name} must be from {low} to {high}", EXIT_USAGE)
+    if options.icount and (options.cpus > 1 or options.nodes > 1):
+        raise VmError("--icount is for one guest with one processor: leave --nodes and --cpus out", EXIT_USAGE)
     if options.mem < 512:
         raise VmError("--mem must be at least 512", EXIT_USAGE)
     if options.disk and options.disk < 64:

@@ -97,7 +97,7 @@ class Run:
         distfuse_ko = module.module_of(chosen, options.module, self.programs, CACHE) if options.coherence == "kernel" else None
         machine = Machine(
             chosen, boot_image(chosen, CACHE), initramfs.build(chosen, VM / "guest" / "first", CACHE),
-            self.programs / "vm-agent", options.cpus, options.mem, options.disk, True, options.strict, options.append,
+            self.programs / "vm-agent", options.cpus, options.mem, options.disk, True, options.strict, options.icount, options.append,
         )  # fmt: skip
         self._switch = Switch(self.programs / "vm-switch", options.nodes, self.report.folder / "switch.log")
         for number in range(1, options.nodes + 1):
