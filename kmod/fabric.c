@@ -20,7 +20,7 @@ void dfs_link_fail(struct dfs_link *link, bool peer, const char *reason)
 /* --- chains --------------------------------------------------------------------------------- */
 
 static void dfs_chain_wr(struct dfs_endpoint *endpoint, struct dfs_chain_buffer *buffer,
-			 const struct df_op *op, struct ib_rdma_wr *rdma,
+			 const struct df_op *op, bool *behind_reads, struct ib_rdma_wr *rdma,
 			 struct ib_atomic_wr *atomic, struct ib_sge *sge, struct ib_send_wr **wr)
 {
 	u64 base = endpoint->dma + buffer->offset;
@@ -50,13 +50,25 @@ static void dfs_chain_wr(struct dfs_endpoint *endpoint, struct dfs_chain_buffer 
 		rdma->remote_addr = there;
 		rdma->rkey = endpoint->rkey;
 		/* ORDER: fabric.h. */
-		if (op->kind == DF_OP_WRITE)
+		if (op->kind == DF_OP_WRITE && *behind_reads)
 			rdma->wr.send_flags = IB_SEND_FENCE;
 		break;
 	}
+	*behind_reads |= op->kind != DF_OP_WRITE;
 	(*wr)->sg_list = sge;
 	(*wr)->num_sge = 1;
 	(*wr)->wr_cqe = &endpoint->step_cqe;
+}
+
+/* Under the endpoint's spin. */
+static bool dfs_slot_in_flight(const struct dfs_endpoint *endpoint, u32 slot)
+{
+	u32 i;
+
+	for (i = 0; slot != DF_NO_SLOT && i < DFS_CHAINS; i++)
+		if (READ_ONCE(endpoint->chains[i].slot) == slot)
+			return true;
+	return false;
 }
 
 /* Under the endpoint's spin, with a free buffer. */
@@ -69,6 +81,7 @@ static int dfs_chain_post(struct dfs_endpoint *endpoint, struct dfs_post *post)
 	struct ib_sge sge[DF_CHAIN_OPS];
 	struct ib_send_wr *wr[DF_CHAIN_OPS];
 	const struct df_chain *chain = &post->chain;
+	bool behind_reads = dfs_slot_in_flight(endpoint, chain->slot);
 	u32 i;
 
 	memcpy(endpoint->memory + buffer->offset + DFS_CHAIN_SOURCE, chain->bytes,
@@ -76,13 +89,15 @@ static int dfs_chain_post(struct dfs_endpoint *endpoint, struct dfs_post *post)
 	ib_dma_sync_single_for_device(endpoint->device, endpoint->dma + buffer->offset,
 				      DFS_CHAIN_STRIDE, DMA_BIDIRECTIONAL);
 	for (i = 0; i < chain->count; i++) {
-		dfs_chain_wr(endpoint, buffer, &chain->op[i], &rdma[i], atomic, &sge[i], &wr[i]);
+		dfs_chain_wr(endpoint, buffer, &chain->op[i], &behind_reads, &rdma[i], atomic,
+			     &sge[i], &wr[i]);
 		if (i)
 			wr[i - 1]->next = wr[i];
 	}
 	wr[i - 1]->send_flags |= IB_SEND_SIGNALED;
 	wr[i - 1]->wr_cqe = &buffer->cqe;
 	buffer->post = post;
+	WRITE_ONCE(buffer->slot, chain->slot);
 	if (endpoint->free_count == DFS_CHAINS - 1)
 		endpoint->moved = jiffies;
 	endpoint->posted += chain->count;
@@ -157,6 +172,7 @@ void dfs_chain_completed(struct ib_cq *cq, struct ib_wc *wc)
 	ib_dma_sync_single_for_cpu(endpoint->device, endpoint->dma + buffer->offset,
 				   DFS_CHAIN_STRIDE, DMA_BIDIRECTIONAL);
 	memcpy(&old, memory + DFS_CHAIN_OLD, sizeof(old));
+	WRITE_ONCE(buffer->slot, DF_NO_SLOT);
 	post->done(post, 0, old, memory + DFS_CHAIN_IMAGE);
 	spin_lock_bh(&endpoint->spin);
 	endpoint->completed++;

@@ -11,9 +11,11 @@
  *
  * Serialised by: an endpoint's spin: credits, buffers, queues and every post. LOCKING.md: innermost but one.
  *
- * ORDER: a WRITE after a READ or an atomic of the same queue pair carries IB_SEND_FENCE: RC lets it overtake their answers else.
+ * ORDER: a WRITE after a READ or an atomic of the same chain, or of a chain of the same slot that is in flight, carries IB_SEND_FENCE: RC lets it
+ * overtake their answers else. No other: soft-RoCE, when it sends a fenced WRITE again, waits for the atomic that it had sent behind it, whose answer it
+ * does not take before the WRITE's. Chains of different slots have nothing to do with each other.
  *
- * A chain that the device neither completes nor fails for 5 s (soft-RoCE now and then, after lost packets) ends the link: rdma/fabric/verbs_worker.cc does the same.
+ * A chain that the device neither completes nor fails for 5 s (soft-RoCE now and then, after it sent something again) ends the link: rdma/fabric/verbs_worker.cc does the same.
  *
  * Recovery: none. The first error of any endpoint, and any end of it, is told to the owner once (`ended`), from then on no message is reported. stop() ends all
  * chains and leaves the connection as it is, for lockd takes its end by us as the end of our trust; close() disconnects and frees.

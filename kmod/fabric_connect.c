@@ -116,6 +116,7 @@ static int dfs_lane_memory(struct dfs_endpoint *endpoint)
 	for (i = 0; i < DFS_CHAINS; i++) {
 		endpoint->chains[i].cqe.done = dfs_chain_completed;
 		endpoint->chains[i].offset = i * DFS_CHAIN_STRIDE;
+		endpoint->chains[i].slot = DF_NO_SLOT;
 		endpoint->free_chains[endpoint->free_count++] = i;
 	}
 	endpoint->step_cqe.done = dfs_step_completed;

@@ -34,6 +34,7 @@ enum dfs_link_flag { DFS_LINK_STARTED = 0, DFS_LINK_ENDED, DFS_LINK_STOPPED };
 struct dfs_chain_buffer {
 	struct ib_cqe cqe;
 	struct dfs_post *post;
+	u32 slot;   /* that the chain in flight works on; DF_NO_SLOT: none, or of no matter */
 	u32 offset; /* in the endpoint's memory */
 };
 

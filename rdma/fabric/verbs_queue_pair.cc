@@ -119,6 +119,7 @@ Status QueuePair::post_chain(std::span<const Operation> chain, Keys keys,
   // Only what is used is written: together they are a kilobyte.
   std::array<ibv_send_wr, kMaxChain> requests;  // NOLINT(cppcoreguidelines-pro-type-member-init)
   std::array<ibv_sge, kMaxChain> parts;         // NOLINT(cppcoreguidelines-pro-type-member-init)
+  bool behind_reads = !posted_.empty();
   for (std::size_t i = 0; i < chain.size(); ++i) {
     const auto& op = chain[i];
     auto& request = requests[i];
@@ -134,6 +135,7 @@ Status QueuePair::post_chain(std::span<const Operation> chain, Keys keys,
         parts[i].length == 0 ? 0 : 1;  // A part of length 0 means 2 GiB to some devices.
     if (last) request.send_flags = IBV_SEND_SIGNALED;
     if (atomic) {
+      behind_reads = true;
       request.opcode =
           op.op == Op::fetch_add ? IBV_WR_ATOMIC_FETCH_AND_ADD : IBV_WR_ATOMIC_CMP_AND_SWP;
       request.wr.atomic.remote_addr = there;
@@ -145,10 +147,14 @@ Status QueuePair::post_chain(std::span<const Operation> chain, Keys keys,
     request.opcode = op.op == Op::read ? IBV_WR_RDMA_READ : IBV_WR_RDMA_WRITE;
     request.wr.rdma.remote_addr = there;
     request.wr.rdma.rkey = remote.rkey;
-    if (op.op == Op::read) continue;
+    if (op.op == Op::read) {
+      behind_reads = true;
+      continue;
+    }
     // ORDER: RC lets a WRITE take effect before READs and atomics posted ahead of it; the fence waits for their answers.
-    // All other pairs are in order by themselves. It covers the chains before this one, too.
-    request.send_flags |= IBV_SEND_FENCE;
+    // All other pairs are in order by themselves. It covers the chains before this one, too. None where there is nothing to wait for:
+    // soft-RoCE, when it sends a fenced WRITE again, waits for the atomic behind it, which waits for the WRITE.
+    if (behind_reads) request.send_flags |= IBV_SEND_FENCE;
     if (op.length <= inline_) request.send_flags |= IBV_SEND_INLINE;
   }
   DISTFUSE_TRY(post(requests.data()));
