@@ -11,8 +11,8 @@
 #include "session.h"
 
 #define DFS_CONNECT_MS 5000u
-/* A message of the connection manager that is lost is sent again after 4.3 s, fixed: three may be lost. */
-#define DFS_FIRST_CONNECT_MS 15000u
+/* A message of the connection manager that is lost is sent again after 4.3 s, fixed. */
+#define DFS_FIRST_ATTEMPTS 3
 #define DFS_NEVER (~(u64)0)
 #define DFS_FRESH_LEAST_MS 50u
 #define DFS_FRESH_MOST_MS 1000u
@@ -534,11 +534,10 @@ static void dfs_machine_run(struct work_struct *work)
 
 /* --- connecting --------------------------------------------------------------------------------- */
 
-static int dfs_connect_once(struct dfs_session *session, const struct df_hello *hello,
-			    u32 timeout_ms)
+static int dfs_connect_once(struct dfs_session *session, const struct df_hello *hello)
 {
 	session->next_posted_ms = dfs_now_ms();
-	return dfs_link_open(&session->address, hello, timeout_ms, &dfs_link_owner, session,
+	return dfs_link_open(&session->address, hello, DFS_CONNECT_MS, &dfs_link_owner, session,
 			     READ_ONCE(session->epoch), &session->next_welcome,
 			     &session->next_link);
 }
@@ -547,7 +546,7 @@ static void dfs_connect_run(struct work_struct *work)
 {
 	struct dfs_session *session = container_of(work, struct dfs_session, connect_work);
 
-	session->connect_error = dfs_connect_once(session, &session->connect_hello, DFS_CONNECT_MS);
+	session->connect_error = dfs_connect_once(session, &session->connect_hello);
 	dfs_event(session, session->connect_error ? DFS_EVENT_UNREACHABLE : DFS_EVENT_WELCOME);
 }
 
@@ -631,12 +630,15 @@ int dfs_session_open(struct dfs_connection *connection, struct dfs_ioc_new *new)
 	struct dfs_session *session = dfs_session_alloc(connection, new);
 	struct df_session_out out;
 	u64 wake;
-	int error;
+	int error, i;
 
 	if (!session)
 		return -ENOMEM;
 	error = dfs_session_address(session, new);
-	error = error ? error : dfs_connect_once(session, &session->hello, DFS_FIRST_CONNECT_MS);
+	if (!error) {
+		for (i = 0, error = -ETIMEDOUT; error == -ETIMEDOUT && i < DFS_FIRST_ATTEMPTS; i++)
+			error = dfs_connect_once(session, &session->hello);
+	}
 	if (error) {
 		new->refusal = error == -EPROTO ? session->next_welcome.refusal : 0;
 		dfs_session_free(session);

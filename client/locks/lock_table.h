@@ -135,8 +135,7 @@ struct LockTableOptions {
   std::size_t max_locks = 100000;  ///< Held locks kept without a pin; the oldest go first.
   /// Minimum hold time against ping-pong (rdma/lock/hold.h); off, to measure what it brings.
   bool hold_time = true;
-  /// For the first connection. A message of the RDMA connection manager that is lost is sent again after 4.3 s, fixed: three may be lost.
-  std::chrono::milliseconds first_connect_timeout{15000};
+  /// Of one attempt. The first connection is tried three times: a message of the RDMA connection manager that is lost is sent again after 4.3 s, fixed.
   std::chrono::milliseconds connect_timeout{5000};
   std::chrono::milliseconds give_up{30000};  ///< No lockd for this long: the session is lost.
 };

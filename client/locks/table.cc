@@ -63,7 +63,10 @@ Status Table::open() {
   auto fabric = fabric::open({options_.fabric_kind, options_.device});
   if (!fabric) return fabric.error();
   fabric_ = std::move(*fabric);
-  auto control = Control::connect(*fabric_, options_.lockd, *hello, options_.first_connect_timeout);
+  constexpr int kFirstAttempts = 3;
+  auto control = Control::connect(*fabric_, options_.lockd, *hello, options_.connect_timeout);
+  for (int i = 1; i < kFirstAttempts && !control && control.error().code == ETIMEDOUT; ++i)
+    control = Control::connect(*fabric_, options_.lockd, *hello, options_.connect_timeout);
   if (!control) {
     return Error{control.error().code,
                  "no session with lockd at " + options_.lockd + ": " + control.error().message +
