@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 #include "common/ucx_process.h"
 #include "rpc/wire.h"
@@ -17,6 +18,14 @@ Error ucx_error(int code, const char* what, ucs_status_t status) {
   return Error{code, std::string(what) + ": " + ucs_status_string(status)};
 }
 
+/// Whether "rxe0:1" names a soft-RoCE device: only those have a parent, the network device.
+bool is_soft_roce(const std::string& device) {
+  const std::string name = device.substr(0, device.find(':'));
+  std::error_code ignored;
+  return !name.empty() &&
+         std::filesystem::exists("/sys/class/infiniband/" + name + "/parent", ignored);
+}
+
 }  // namespace
 
 std::uint32_t address_hash(std::span<const std::byte> address) {
@@ -25,6 +34,10 @@ std::uint32_t address_hash(std::span<const std::byte> address) {
 
 Result<std::shared_ptr<UcxContext>> UcxContext::create(const std::string& device) {
   settle_ucx_in_process();
+  const bool soft_roce = is_soft_roce(device);
+  // ud_verbs drops what arrives there with the sender's address in another place than hardware puts it; it is read from the
+  // environment alone. Before any thread of UCX.
+  if (soft_roce) (void)::setenv("UCX_UD_VERBS_ETH_DGID_CHECK", "n", 0);
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return ucx_error(EIO, "UCX configuration", status);
@@ -32,7 +45,7 @@ Result<std::shared_ptr<UcxContext>> UcxContext::create(const std::string& device
   // No shared memory: over it, UCX cannot end an endpoint whose peer was killed with its receive queue full. The operations
   // on it never complete (their memory stays in use) and the worker can never sleep again. UCX_TLS overrides this.
   if (status == UCS_OK && std::getenv("UCX_TLS") == nullptr)
-    status = ucp_config_modify(config, "TLS", "^sm");
+    status = ucp_config_modify(config, "TLS", soft_roce ? "rc_verbs,ud_verbs" : "^sm");
   // UCX's keepalive stays on, though the stream tells of a dead peer sooner: without it endpoints have no indirect ids, and a
   // late packet would name an endpoint by a stale pointer.
   ucp_context_h handle = nullptr;
