@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The session's machine, its link and its life. The contract is in session.h. */
+#include <linux/random.h>
 #include <linux/slab.h>
 #include <linux/in.h>
 #include <linux/in6.h>
@@ -341,6 +342,7 @@ static void dfs_lose(struct dfs_session *session, u32 loss)
 	session->connecting = true;
 	session->begun_ms = dfs_now_ms();
 	session->fresh_pause_ms = DFS_FRESH_LEAST_MS;
+	session->fresh_at_ms = 0;
 	dfs_connect(session, NULL);
 }
 
@@ -445,6 +447,15 @@ static u64 dfs_handle_welcome(struct dfs_session *session)
 	return dfs_perform(session, &out);
 }
 
+/* The next attempt at a new session: after a pause that doubles, somewhere in its second half, for every other node has lost lockd at the same time. */
+static void dfs_fresh_later(struct dfs_session *session)
+{
+	u32 half = session->fresh_pause_ms / 2;
+
+	session->fresh_at_ms = dfs_now_ms() + half + get_random_u32() % (half + 1);
+	session->fresh_pause_ms = min(2 * session->fresh_pause_ms, DFS_FRESH_MOST_MS);
+}
+
 /* No answer, or a refusal. */
 static u64 dfs_handle_unreachable(struct dfs_session *session)
 {
@@ -453,8 +464,8 @@ static u64 dfs_handle_unreachable(struct dfs_session *session)
 	if (dfs_attempt_void(session))
 		return DFS_NEVER;
 	if (session->connecting) {
-		session->fresh_pause_ms = min(2 * session->fresh_pause_ms, DFS_FRESH_MOST_MS);
-		return dfs_now_ms() + session->fresh_pause_ms;
+		dfs_fresh_later(session);
+		return session->fresh_at_ms;
 	}
 	if (session->connect_error == -EPROTO)
 		df_session_welcome(&session->machine, &session->next_welcome,
@@ -514,9 +525,10 @@ static void dfs_machine_run(struct work_struct *work)
 			wake = min(wake, dfs_handle(session, event));
 	now = dfs_now_ms();
 	if (session->connecting) {
-		if (!session->attempting)
+		if (!session->attempting && now >= session->fresh_at_ms)
 			dfs_connect(session, NULL);
-		wake = now + session->fresh_pause_ms;
+		/* An attempt under way ends with an event. */
+		wake = session->attempting ? DFS_NEVER : session->fresh_at_ms;
 	} else {
 		struct df_session_out out;
 

@@ -81,6 +81,7 @@ struct dfs_session {
 	struct df_session machine; /* machine_work alone */
 	bool connecting;	   /* machine_work alone: a fresh session, no machine yet */
 	u32 fresh_pause_ms;
+	u64 fresh_at_ms;      /* not before */
 	u64 begun_ms;	      /* when the last session was lost */
 	u64 trusted_until_ms; /* READ_ONCE anywhere */
 

@@ -9,7 +9,7 @@
 // file of the writer's own, which is cut to nothing when it is full. It names writer, file, place and number, and its body follows from them. Of each place is known:
 //   issued    the last number whose write began
 //   written   the last whose write returned, and was not answered by an error later
-//   kept      the last that an fsync or close which returned 0 answers for
+//   kept      the last that an fsync, or (not on mounts of mode `kernel`) a close, which returned 0 answers for
 // A read must give one number between `kept` (or `written`, while nothing happened to the writer's mount that may lose) and
 // `issued`, and never a torn record. An error of write, fsync or close on a file says that what was written there since the last
 // fsync may be lost; an fsync that returns 0 later does not bring it back.
