@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <fstream>
+#include <optional>
 #include <regex>
 #include <sstream>
 #include <thread>
@@ -75,7 +76,10 @@ class FaultTable : public testing::TestWithParam<Fault> {
                     testing::AnyOf(0, EIO));
       told += errors;
     }
-    EXPECT_GE(told, 1U) << "nobody is told";
+    // Of a data target alone the load may have synced everything a moment before; Unsynced has not.
+    if (GetParam().roles > 1) {
+      EXPECT_GE(told, 1U) << "nobody is told";
+    }
   }
 
   void expect_kept(const Load& load, const std::string& mount) {
@@ -92,6 +96,27 @@ class FaultTable : public testing::TestWithParam<Fault> {
   std::vector<std::size_t> others_;
 };
 
+/// A file with bytes on every data target that no fsync has answered for, whatever the load has just synced. The descriptor is not inherited: see load.h.
+class Unsynced {
+ public:
+  explicit Unsynced(const std::string& mount)
+      : fd_(open((mount + "/unsynced").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
+    const std::string bytes(kBytes, 'u');
+    EXPECT_EQ(pwrite(fd_, bytes.data(), kBytes, 0), static_cast<ssize_t>(kBytes));
+  }
+  Unsynced(const Unsynced&) = delete;
+  Unsynced& operator=(const Unsynced&) = delete;
+  ~Unsynced() { close(fd_); }
+  void expect_told_once() const {
+    EXPECT_TRUE(fsync(fd_) != 0 && errno == EIO) << "it is not told";
+    EXPECT_EQ(fsync(fd_), 0) << "it is told again";
+  }
+
+ private:
+  static constexpr std::size_t kBytes = 16 << 20;  // 4 chunks on each of two targets, or more
+  int fd_;
+};
+
 TEST_P(FaultTable, HoldsUnderALoad) {
   const auto& fault = GetParam();
   const auto seed = test_seed(fault.name);
@@ -103,6 +128,8 @@ TEST_P(FaultTable, HoldsUnderALoad) {
   Load load(cluster.mounts(), "load", seed);
   ASSERT_TRUE(load.progress({0, 1, 2}, 150, std::chrono::seconds(30))) << "the load does not begin";
 
+  std::optional<Unsynced> unsynced;
+  if (fault.roles == 1) unsynced.emplace(cluster.mount(0));
   const auto away = inject(cluster, load, fault);
   EXPECT_TRUE(load.progress(others_, 100, std::chrono::seconds(40))) << "the others do not go on";
   expect_waits(load, away);
@@ -113,6 +140,7 @@ TEST_P(FaultTable, HoldsUnderALoad) {
   EXPECT_EQ(load.stop(std::chrono::seconds(30)), "");
   for (const auto& violation : load.violations()) ADD_FAILURE() << violation;
   expect_told(load);
+  if (unsynced) unsynced->expect_told_once();
   for (const auto& mount : cluster.mounts()) expect_kept(load, mount);
   for (const auto* mount : {"mount-0", "mount-1", "mount-2"})
     EXPECT_EQ(cluster.session_states(mount), "live") << mount;
