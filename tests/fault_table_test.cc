@@ -96,7 +96,8 @@ class FaultTable : public testing::TestWithParam<Fault> {
   std::vector<std::size_t> others_;
 };
 
-/// A file with bytes on every data target that no fsync has answered for, whatever the load has just synced. The descriptor is not inherited: see load.h.
+/// A file with bytes on every data target that no fsync has answered for, whatever the load has just synced. Not where the meta target dies: a daemon that the
+/// test starts closes its copy at exec, and that close waits for the meta target.
 class Unsynced {
  public:
   explicit Unsynced(const std::string& mount)
