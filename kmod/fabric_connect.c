@@ -28,6 +28,17 @@ static void dfs_endpoint_event(struct dfs_endpoint *endpoint, int error)
 	complete(&endpoint->event);
 }
 
+/* What lockd gives as its reason; else the mount says no more than that it was refused. */
+static void dfs_tell_refusal(struct rdma_cm_id *id, struct rdma_cm_event *event)
+{
+	u8 length = 0;
+	const char *reason = rdma_consumer_reject_data(id, event, &length);
+
+	if (reason && *reason)
+		pr_info_ratelimited("distfuse: lockd refuses the connection: %.*s\n",
+				    (int)strnlen(reason, length), reason);
+}
+
 static int dfs_cm_event(struct rdma_cm_id *id, struct rdma_cm_event *event)
 {
 	struct dfs_endpoint *endpoint = id->context;
@@ -57,6 +68,7 @@ static int dfs_cm_event(struct rdma_cm_id *id, struct rdma_cm_event *event)
 		dfs_endpoint_event(endpoint, -ETIMEDOUT);
 		break;
 	case RDMA_CM_EVENT_REJECTED:
+		dfs_tell_refusal(id, event);
 		dfs_endpoint_event(endpoint, -ECONNREFUSED);
 		break;
 	case RDMA_CM_EVENT_DISCONNECTED:

@@ -208,13 +208,29 @@ void VerbsWorker::on_removal() {
   }
 }
 
+std::string VerbsWorker::refusal(const rdma_cm_id& caller) const {
+  if (callers_.size() >= kMaxCallers) return "too many callers";
+  if (caller.verbs != device_->context) return "it came by another device";
+  // The caller settles the packets' size for both directions, by its own port alone: what is longer than ours takes would be lost
+  // again and again, and the connection end much later without a word why.
+  ibv_port_attr port{};
+  if (caller.route.num_paths == 0 ||
+      device_->calls.query_port(device_->context, caller.port_num, &port) != 0)
+    return {};
+  const auto path_mtu = caller.route.path_rec[0].mtu;
+  if (path_mtu <= port.active_mtu) return {};
+  return "path MTU " + std::to_string(128 << path_mtu) + ", but " +
+         std::to_string(128 << port.active_mtu) + " at " + device_->name +
+         ": give the network of every node the same MTU";
+}
+
 void VerbsWorker::on_connect_request(const CmEvent& event) {
   const auto* name = &event.id->route.addr.dst_addr;
   auto peer = to_string(name, sizeof(event.id->route.addr.dst_storage));
-  if (callers_.size() >= kMaxCallers || event.id->verbs != device_->context) {
-    spdlog::warn("fabric: refused {}: {}", peer,
-                 callers_.size() >= kMaxCallers ? "too many callers" : "it came by another device");
-    (void)device_->calls.reject(event.id, nullptr, 0);
+  if (const auto why = refusal(*event.id); !why.empty()) {
+    spdlog::warn("fabric: refused {}: {}", peer, why);
+    const auto length = std::min(why.size(), kMaxRejectData);
+    (void)device_->calls.reject(event.id, why.data(), static_cast<std::uint8_t>(length));
     return destroy_id(event.id);
   }
   const auto number = next_number_++;

@@ -471,6 +471,7 @@ void FakeControl::reset() {
   m.present = true;
   m.fail_after = -1;
   m.corrupt = -1;
+  m.path.mtu = IBV_MTU_1024;
   m.not_ready = m.overflows = m.doorbells = 0;
 }
 
@@ -492,6 +493,11 @@ void FakeControl::raise_on_all(rdma_cm_event_type event) {
     const bool removed = event == RDMA_CM_EVENT_DEVICE_REMOVAL && id->link == fake::Link::listening;
     if (removed || id->link == fake::Link::connected) fake::raise(id, event);
   }
+}
+
+void FakeControl::set_path_mtu(ibv_mtu mtu) {
+  const Lock lock(machine().mu);
+  machine().path.mtu = static_cast<std::uint8_t>(mtu);
 }
 
 void FakeControl::corrupt_accept(std::size_t at) {

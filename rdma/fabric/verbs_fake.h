@@ -22,6 +22,8 @@ struct FakeControl {
   static void raise_on_all(rdma_cm_event_type event);
   /// Changes byte `at` of the private data of the accepts to come.
   static void corrupt_accept(std::size_t at);
+  /// What the callers to come ask for; the port's own is 1024.
+  static void set_path_mtu(ibv_mtu mtu);
   /// A send with this immediate data and length on every connected queue pair towards `listening side`, as a bad peer would.
   static void send_raw(std::uint32_t immediate, std::uint32_t length);
 

@@ -123,6 +123,8 @@ int connect(rdma_cm_id* handle, rdma_conn_param* param) {
   child->context = (*found)->context;
   child->verbs = &m.context;
   child->port_num = 1;
+  child->route.path_rec = &m.path;
+  child->route.num_paths = 1;
   child->link = Link::asked;
   child->other = id;
   auto& name = reinterpret_cast<sockaddr_in&>(child->route.addr.dst_storage);

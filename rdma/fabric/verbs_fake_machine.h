@@ -83,6 +83,7 @@ struct Machine {
   int fail_after = -1;
   ibv_wc_status fail_status = IBV_WC_SUCCESS;
   int corrupt = -1;
+  ibv_sa_path_rec path{};
   std::uint64_t not_ready = 0;
   std::uint64_t overflows = 0;
   std::uint64_t doorbells = 0;

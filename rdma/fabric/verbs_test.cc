@@ -195,6 +195,24 @@ TEST_F(Verbs, MalformedAcceptIsRefused) {
   }
 }
 
+TEST_F(Verbs, ACallerWithLongerPacketsIsRefusedAndToldWhy) {
+  for (const auto& [mtu, fits] : {std::pair{IBV_MTU_256, true}, {IBV_MTU_4096, false}}) {
+    FakeControl::reset();
+    FakeControl::set_path_mtu(mtu);
+    Pair pair(kFake);
+    pair.server.start();
+    pair.connection = must(pair.client.worker->connect(pair.address, {}, 5s));
+    ASSERT_TRUE(
+        pair.client.drive([&] { return pair.client.connects > 0 || pair.client.disconnects > 0; }));
+    EXPECT_EQ(pair.client.connects > 0, fits);
+    if (fits) continue;
+    EXPECT_EQ(pair.client.reason.code, ECONNREFUSED);
+    EXPECT_NE(pair.client.reason.message.find("path MTU 4096, but 1024 at fake0"),
+              std::string::npos)
+        << pair.client.reason.message;
+  }
+}
+
 TEST_F(Verbs, ForeignLocalMemoryIsRefused) {
   Pair pair(kFake);
   pair.connect();

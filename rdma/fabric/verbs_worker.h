@@ -124,6 +124,8 @@ class VerbsWorker : public Worker {
   void on_cm_event(const CmEvent& event);
   void on_removal();
   void on_connect_request(const CmEvent& event);
+  /// Why a caller is not even shown to the handler; empty: it is.
+  [[nodiscard]] std::string refusal(const rdma_cm_id& caller) const;
   void on_connection_event(VerbsConnection& connection, const CmEvent& event);
   Status on_address_resolved(VerbsConnection& connection);
   Status on_route_resolved(VerbsConnection& connection);

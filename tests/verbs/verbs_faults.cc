@@ -3,6 +3,8 @@
 // posted chain completed, nothing left behind (`rdma resource` is the caller's to look at).
 // verbs_faults serve: a region for other guests; prints its address, runs until its standard input ends.
 // verbs_faults reach ADDRESS: all sizes of chains and messages to it and back, such as between path MTUs that differ.
+// verbs_faults die: as serve, and dies as soon as chains have begun to arrive; prints how many had begun.
+// verbs_faults cut ADDRESS FILE: chains to that peer, which dies in the middle of one; FILE is what it prints.
 // verbs_faults hold ADDRESS SECONDS: chains until something ends the connection; prints what and when.
 // verbs_faults device NETDEV: link down and up; the device goes away and comes back. Needs root; the device must be nobody else's.
 #include <signal.h>
@@ -13,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <vector>
@@ -226,6 +229,59 @@ int reach(const std::string& address) {
   return exit_status();
 }
 
+/// Its answers must be on their way for longer than it looks on, or the caller's next requests come before it dies: kLook.
+constexpr auto kLook = 10ms;
+
+int die() {
+  const auto fabric = open_fabric();
+  End end(*fabric);
+  end.region = must(fabric->create_region(kRegion));
+  std::printf("%s\n", must(end.worker->listen(place().host + ":0")).c_str());
+  std::fflush(stdout);
+  // The device adds to it behind the compiler's back.
+  const auto* begun = reinterpret_cast<const volatile std::uint64_t*>(end.region->bytes().data());
+  while (*begun == 0) {
+    if (!end.worker->progress()) end.worker->wait(1ms);
+  }
+  usleep(std::chrono::microseconds(kLook).count());
+  std::printf("%llu\n", static_cast<unsigned long long>(*begun));
+  std::fflush(stdout);
+  return raise(SIGKILL);
+}
+
+/// The second line of what the peer printed, once it is there.
+int begun_at_peer(const std::string& file) {
+  for (const auto deadline = Clock::now() + 20s; Clock::now() < deadline; usleep(10000)) {
+    std::ifstream in(file);
+    std::string address;
+    int begun = 0;
+    if (in >> address >> begun && in.get() == '\n') return begun;
+  }
+  return -1;
+}
+
+/// Chains of an addition and two long READs. Only so many requests may be under way at a time, no whole number of chains: the peer has added for one
+/// chain more than it can have answered in full.
+int cut(const std::string& address, const std::string& file) {
+  const auto fabric = open_fabric();
+  End end(*fabric);
+  auto memory = must(end.worker->allocate(kMaxTransfer));
+  if (!check(end.connect(address), "connects to " + address)) return exit_status();
+  int posted = 0;
+  for (std::size_t i = 0; i < kMaxOutstanding; ++i) {
+    const Operation chain[] = {{Op::fetch_add, 0, memory.data(), 0, 1, 0},
+                               {Op::read, 64, memory.data() + 64, 16384, 0, 0},
+                               {Op::read, 64, memory.data() + 32768, 16384, 0, 0}};
+    if (end.connection->post(chain, i)) ++posted;
+  }
+  ends_with(end, posted, {ECONNRESET, EHOSTUNREACH, EIO}, 15s, "a peer that dies in a chain");
+  const int begun = begun_at_peer(file);
+  check(end.done < begun && begun < posted, "cut in two: the peer had begun " +
+                                                std::to_string(begun) + " chains, " +
+                                                std::to_string(end.done) + " are known as done");
+  return exit_status();
+}
+
 int hold(const std::string& address, int seconds) {
   const auto fabric = open_fabric();
   End end(*fabric);
@@ -321,10 +377,13 @@ int main(int argc, char** argv) {
   if (what == "local") return local();
   if (what == "serve") return serve();
   if (what == "reach" && argc == 3) return reach(argv[2]);
+  if (what == "die") return die();
+  if (what == "cut" && argc == 4) return cut(argv[2], argv[3]);
   if (what == "hold" && argc == 4) return hold(argv[2], std::atoi(argv[3]));
   if (what == "device" && argc == 3) return device(argv[2]);
   std::fprintf(
       stderr,
-      "usage: verbs_faults local | serve | reach ADDRESS | hold ADDRESS SECONDS | device NETDEV\n");
+      "usage: verbs_faults local | serve | reach ADDRESS | die | cut ADDRESS FILE | hold ADDRESS "
+      "SECONDS | device NETDEV\n");
   return 2;
 }
