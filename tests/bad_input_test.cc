@@ -137,24 +137,47 @@ TEST_F(BadInput, NoFuseDevice) {
       1, "/dev/fuse cannot be opened");
 }
 
-TEST_F(BadInput, PortInUse) {
-  const int listener = socket(AF_INET, SOCK_STREAM, 0);
+/// The one address of a cluster of `up`: 127.0.0.1, or that of the RDMA device.
+std::string host_of(const std::string& config) {
+  std::smatch found;
+  return std::regex_search(config, found, std::regex("listen = '([0-9.]+):")) ? found[1].str() : "";
+}
+
+sockaddr_in address_of(const std::string& host, int port) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons(static_cast<std::uint16_t>(port));
+  EXPECT_EQ(inet_pton(AF_INET, host.c_str(), &address.sin_addr), 1) << host;
+  return address;
+}
+
+TEST_F(BadInput, PortInUse) {
+  const std::string host = host_of(good_);
+  const int listener = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address = address_of(host, 0);
   socklen_t length = sizeof(address);
   ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
   ASSERT_EQ(listen(listener, 1), 0);
   ASSERT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length), 0);
-  const std::string taken = "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
-  expect_refusal({"distfuse-lockd", "--config",
-                  write_config(replaced(good_, "listen = '127[^']*'", "listen = '" + taken + "'"))},
-                 1, taken + ".*in use|in use.*" + taken);
+  const std::string taken = host + ":" + std::to_string(ntohs(address.sin_port));
   expect_refusal(
       {"distfuse-storaged", "--name", "storaged-1", "--config",
-       write_config(replaced(good_, "data_listen = '127[^']*'", "data_listen = '" + taken + "'"))},
+       write_config(replaced(good_, "data_listen = '[^']*'", "data_listen = '" + taken + "'"))},
       1, taken + ".*in use|in use.*" + taken);
   close(listener);
+}
+
+TEST_F(BadInput, LockdsPortInUse) {
+  // By another lockd: a port of RDMA is no port of TCP.
+  Cluster other({.mounts = 1, .storageds = 1});
+  ASSERT_TRUE(other.ok());
+  std::smatch taken;
+  const std::string config = read_text(other.root() + "/cluster.toml");
+  ASSERT_TRUE(std::regex_search(config, taken, std::regex("\nlisten = '([^']*)'"))) << config;
+  expect_refusal({"distfuse-lockd", "--config",
+                  write_config(replaced(good_, "(\n)listen = '[^']*'",
+                                        "$1listen = '" + taken[1].str() + "'"))},
+                 1, taken[1].str() + ".*in use|in use.*" + taken[1].str());
 }
 
 TEST_F(BadInput, StoreOfAnotherCluster) {
@@ -168,7 +191,7 @@ TEST_F(BadInput, StoreOfAnotherCluster) {
 
 TEST_F(BadInput, DaemonNotReachable) {
   expect_refusal({"distfuse", "mount", "--config", write_config(good_), fresh_folder("m")}, 1,
-                 "no session with lockd at 127.0.0.1:\\d+.*start distfuse-lockd");
+                 "no session with lockd at [0-9.]+:\\d+.*start distfuse-lockd");
 }
 
 TEST(BadInputUp, RefusesASecondUpAndAnotherStorageCount) {
@@ -231,15 +254,12 @@ TEST(BadInputSpace, AFullTargetStopsItsWriterOnly) {
   EXPECT_EQ(read_text(cluster.mount(0) + "/after").size(), 1000000U);
 }
 
-int connect_to(const std::string& port) {
+int connect_to(const std::string& host, const std::string& port) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<std::uint16_t>(std::stoi(port)));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const sockaddr_in address = address_of(host, std::stoi(port));
   const timeval patience{2, 0};
   setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) return fd;
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0) return fd;
   close(fd);
   return -1;
 }
@@ -247,26 +267,31 @@ int connect_to(const std::string& port) {
 TEST(BadInputBytes, RandomBytesToEveryPortHarmNobody) {
   Cluster cluster({.mounts = 2, .storageds = 2});
   ASSERT_TRUE(cluster.ok());
-  cluster.expect_log("127\\.0\\.0\\.1|dropped|refused|garbage|malformed|peer|handshake|connection");
+  cluster.expect_log(
+      "[0-9]+(\\.[0-9]+){3}|dropped|refused|garbage|malformed|peer|handshake|connection");
   std::mt19937_64 random(test_seed("random bytes"));
   const std::string config = read_text(cluster.root() + "/cluster.toml");
-  const std::regex port("127\\.0\\.0\\.1:(\\d+)");
+  // Lockd's port, if it is one of RDMA, takes no bytes.
+  const bool rdma = config.find("kind = 'verbs'") != std::string::npos;
+  const std::regex port(rdma ? "_listen = '([0-9.]+):(\\d+)" : "listen = '([0-9.]+):(\\d+)");
+  int ports = 0;
   for (auto match = std::sregex_iterator(config.begin(), config.end(), port);
-       match != std::sregex_iterator(); ++match) {
+       match != std::sregex_iterator(); ++match, ++ports) {
     for (const std::size_t length : {1UL, 7UL, 64UL, 4096UL, 1000000UL}) {
-      const int fd = connect_to((*match)[1]);
+      const int fd = connect_to((*match)[1], (*match)[2]);
       ASSERT_GE(fd, 0) << match->str();
       std::string bytes(length, 0);
       for (char& c : bytes) c = static_cast<char>(random());
       (void)!send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
       close(fd);
     }
-    const int silent = connect_to((*match)[1]);
+    const int silent = connect_to((*match)[1], (*match)[2]);
     ASSERT_GE(silent, 0);
     std::ofstream(cluster.mount(0) + "/during") << match->str();
     EXPECT_EQ(read_text(cluster.mount(1) + "/during"), match->str());
     close(silent);
   }
+  EXPECT_EQ(ports, rdma ? 3 : 4) << config;
   const CommandResult status = run({"distfuse", "status", "--root", cluster.root()});
   EXPECT_EQ(status.exit_code, 0) << status.output;
 }
