@@ -10,8 +10,8 @@
 // States of a connection: resolving (address, route) → connecting (REQ sent) → established → ended; of an accepted one:
 // accepted (REP sent) → established → ended.
 //
-// Chains: one linked list of work requests, the last one signalled. Order at the target is RC's, with a fence on each WRITE, the one
-// pair that RC leaves open being READ or atomic, then WRITE. Messages: credits (verbs_queue_pair.h). Atomics are the device's;
+// Chains: one linked list of work requests, the last one signalled. Order at the target is RC's, with a fence on each WRITE that has
+// something to overtake: the one pair that RC leaves open is READ or atomic, then WRITE. Messages: credits (verbs_queue_pair.h). Atomics are the device's;
 // the owner of a region uses connect_loopback, two queue pairs of the same device.
 //
 // Recovery: none. An error completion, or the peer's disconnect, stops the queue pair, then the posted chains are given back as failed.

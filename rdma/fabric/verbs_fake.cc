@@ -198,7 +198,10 @@ std::pair<std::size_t, ibv_wc_status> execute_list(FakeQp* qp,
       held.push_back(&wr);
       continue;
     }
-    if ((wr.send_flags & IBV_SEND_FENCE) != 0) release();
+    if ((wr.send_flags & IBV_SEND_FENCE) != 0) {
+      ++machine().fences;
+      release();
+    }
     if (!is_send(wr)) {
       execute(wr);
       continue;
@@ -472,7 +475,7 @@ void FakeControl::reset() {
   m.fail_after = -1;
   m.corrupt = -1;
   m.path.mtu = IBV_MTU_1024;
-  m.not_ready = m.overflows = m.doorbells = 0;
+  m.not_ready = m.overflows = m.doorbells = m.fences = 0;
 }
 
 void FakeControl::set_present(bool present) {
@@ -527,6 +530,11 @@ std::uint64_t FakeControl::overflows() {
 std::uint64_t FakeControl::doorbells() {
   const Lock lock(machine().mu);
   return machine().doorbells;
+}
+
+std::uint64_t FakeControl::fences() {
+  const Lock lock(machine().mu);
+  return machine().fences;
 }
 
 int FakeControl::live_objects() {

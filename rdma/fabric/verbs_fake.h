@@ -30,6 +30,7 @@ struct FakeControl {
   static std::uint64_t receiver_not_ready();
   static std::uint64_t overflows();  ///< Of completion queues, and of send queues.
   static std::uint64_t doorbells();  ///< Calls of post_send.
+  static std::uint64_t fences();     ///< Requests that wait for the READs and atomics ahead.
   static int live_objects();         ///< Ids, queue pairs, queues, regions, channels, domains.
 };
 

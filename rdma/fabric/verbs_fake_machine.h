@@ -87,6 +87,7 @@ struct Machine {
   std::uint64_t not_ready = 0;
   std::uint64_t overflows = 0;
   std::uint64_t doorbells = 0;
+  std::uint64_t fences = 0;
 };
 
 inline Machine& machine() {

@@ -55,6 +55,28 @@ TEST_F(Verbs, ChainIsOnePost) {
   EXPECT_EQ(FakeControl::doorbells(), before + 1);
 }
 
+/// soft-RoCE can stand still when it sends a fenced WRITE again, so that none may wait for nothing.
+TEST_F(Verbs, AWriteIsFencedBehindWhatItCouldOvertakeOnly) {
+  Pair pair(kFake);
+  pair.connect();
+  const Operation write{Op::write, 64, pair.local.data() + 8, 8, 0, 0};
+  const Operation add{Op::fetch_add, 0, pair.local.data(), 0, 1, 0};
+  const Operation read{Op::read, 0, pair.local.data() + 16, 64, 0, 0};
+  const auto fences_of = [&](const std::vector<std::vector<Operation>>& chains) {
+    const auto before = FakeControl::fences();
+    for (const auto& chain : chains) EXPECT_TRUE(pair.connection->post(chain, 1).ok());
+    const auto done = pair.client.completions.size() + chains.size();
+    EXPECT_TRUE(pair.client.drive([&] { return pair.client.completions.size() == done; }));
+    return FakeControl::fences() - before;
+  };
+  EXPECT_EQ(fences_of({{write, add, read}}), 0U);
+  EXPECT_EQ(fences_of({{write, write}}), 0U);
+  EXPECT_EQ(fences_of({{read, write}}), 1U);
+  EXPECT_EQ(fences_of({{add, write}}), 1U);
+  EXPECT_EQ(fences_of({{write, add, read}, {write}}), 1U) << "the first is still under way";
+  EXPECT_EQ(fences_of({{write}}), 0U) << "all before it are done";
+}
+
 /// An error in the middle of 20 chains: those before it succeed, it and those behind it fail, and then the connection ends.
 TEST_F(Verbs, CompletionErrorEndsTheConnectionInOrder) {
   for (const auto status :
