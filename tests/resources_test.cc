@@ -228,6 +228,8 @@ TEST(Resources, OverMountsThatComeAndGo) {
     EXPECT_TRUE(file_operations(folder.path(), cluster.mount(0), 1)) << std::strerror(errno);
     const auto gone = run({"distfuse", "umount", folder.path()});
     ASSERT_EQ(gone.exit_code, 0) << gone.output;
+    const auto left = run({"pgrep", "-f", "distfuse mount .*" + folder.path()});
+    EXPECT_EQ(left.exit_code, 1) << "its client is still there: " << left.output;
   };
   for (int i = 0; i < 2; ++i) come_and_go();
   const auto before = used(cluster, {"mount-0", "mount-1", "lockd", "storaged-0", "storaged-1"});

@@ -31,19 +31,19 @@ int detach(const std::string& mountpoint, bool lazy) {
   return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : EPERM;
 }
 
+Status await_end(const std::string& name, const ProcessId& process, Progress2s& progress) {
+  if (wait_gone(process, kStopTimeout, [&](milliseconds) { progress.show(name); })) return {};
+  return Error{ETIMEDOUT, fmt::format("{} (pid {}) did not stop within {} s: see its log, then "
+                                      "`kill -9 {}`",
+                                      name, process.pid, kStopTimeout.count() / 1000, process.pid)};
+}
+
 Status stop(const RunningDaemon& daemon, Progress2s& progress) {
   if (alive(daemon.process)) {
     // A client whose mount is gone ends by itself; the signal is for one that never mounted.
     if (daemon.kind != "mount" || !is_mountpoint(daemon.mountpoint))
       kill(daemon.process.pid, SIGTERM);
-    if (!wait_gone(daemon.process, kStopTimeout,
-                   [&](milliseconds) { progress.show(daemon.name); })) {
-      return Error{
-          ETIMEDOUT,
-          fmt::format("{} (pid {}) did not stop within {} s: see its log, then `kill -9 {}`",
-                      daemon.name, daemon.process.pid, kStopTimeout.count() / 1000,
-                      daemon.process.pid)};
-    }
+    DISTFUSE_TRY(await_end(daemon.name, daemon.process, progress));
   }
   progress.step();
   return {};
@@ -54,8 +54,17 @@ Status stop(const RunningDaemon& daemon, Progress2s& progress) {
 Status unmount(const std::string& mountpoint, bool lazy) {
   if (!is_mountpoint(mountpoint))
     return Error{EINVAL, fmt::format("{} is not a mount point", mountpoint)};
+  // A client ends after its mount, and one that is detached with the last user.
+  const auto clients = lazy ? std::vector<ProcessId>{} : clients_of(mountpoint);
   const int code = detach(mountpoint, lazy);
-  if (code == 0) return {};
+  if (code == 0) {
+    Progress2s progress("unmounting", clients.size());
+    for (const ProcessId& client : clients) {
+      DISTFUSE_TRY(await_end("the client of " + mountpoint, client, progress));
+      progress.step();
+    }
+    return {};
+  }
   if (code == EBUSY) {
     return Error{code, fmt::format("{} is in use: end the programs that use it (`fuser -vm {}` "
                                    "lists them), or give --lazy",

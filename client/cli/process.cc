@@ -138,6 +138,36 @@ bool wait_gone(const ProcessId& process, std::chrono::milliseconds timeout,
   }
 }
 
+namespace {
+
+std::vector<std::string> arguments_of(const std::filesystem::path& process) {
+  std::ifstream file(process / "cmdline");
+  std::vector<std::string> arguments;
+  for (std::string argument; std::getline(file, argument, '\0');) arguments.push_back(argument);
+  return arguments;
+}
+
+}  // namespace
+
+std::vector<ProcessId> clients_of(const std::string& mountpoint) {
+  namespace fs = std::filesystem;
+  std::vector<ProcessId> clients;
+  std::error_code error;
+  const auto ours = fs::read_symlink("/proc/self/ns/mnt", error);
+  for (const auto& entry : fs::directory_iterator("/proc", error)) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const auto arguments = arguments_of(entry.path());
+    if (arguments.size() < 3 || fs::path(arguments[0]).filename() != "distfuse" ||
+        arguments[1] != "mount" || arguments.back() != mountpoint)
+      continue;
+    const auto theirs = fs::read_symlink(entry.path() / "ns/mnt", error);
+    if (error || theirs != ours) continue;
+    if (auto client = identify(std::stoi(name))) clients.push_back(*client);
+  }
+  return clients;
+}
+
 std::string program_path(const std::string& program) {
   namespace fs = std::filesystem;
   std::error_code error;

@@ -46,6 +46,9 @@ using Progress = std::function<void(std::chrono::milliseconds)>;
 [[nodiscard]] bool wait_gone(const ProcessId& process, std::chrono::milliseconds timeout,
                              const Progress& progress);
 
+/// Clients of a mount at this absolute path, in our own mount namespace, as far as we may look: by the arguments that they were started with.
+[[nodiscard]] std::vector<ProcessId> clients_of(const std::string& mountpoint);
+
 /// The folder of the running program, where the other programs of the same build or prefix are looked for.
 [[nodiscard]] std::string program_path(const std::string& program);
 
