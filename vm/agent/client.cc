@@ -13,6 +13,7 @@
 
 #include "common/descriptor.h"
 #include "vm/agent/frame.h"
+#include "vm/agent/tcp.h"
 
 namespace distfuse::vm {
 namespace {
@@ -29,6 +30,7 @@ Descriptor connect_to(const std::string& host, const std::string& port) {
     return {};
   }
   Descriptor fd(socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  watch_peer(fd.get());
   if (connect(fd.get(), found->ai_addr, found->ai_addrlen) != 0) {
     fprintf(stderr, "vm-agent: %s: %s\n", host.c_str(), strerror(errno));
     fd.reset();

@@ -15,6 +15,8 @@
 #include <cstring>
 #include <ctime>
 
+#include "vm/agent/tcp.h"
+
 namespace distfuse::vm {
 namespace {
 
@@ -132,6 +134,7 @@ void Agent::step() {
 void Agent::accept_link(int listener, Kind kind) {
   Descriptor fd(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!fd) return;
+  if (kind == Kind::guest) watch_peer(fd.get());
   Link& link = links_.emplace_back();
   link.kind = kind;
   link.fd = std::move(fd);
