@@ -10,7 +10,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -127,11 +129,23 @@ Cluster::Cluster(const ClusterOptions& options) : options_(options) {
   // What the machine that the tests run on brings about, such as an emulated one whose daemons are late.
   if (const char* expected = std::getenv("DISTFUSE_TEST_EXPECT_LOG"); expected != nullptr)
     expect_log(expected);
-  for (unsigned i = 0; i < options.mounts; ++i) {
-    mounts_.push_back(folder_.path() + "/mount-" + std::to_string(i));
-    fs::create_directory(mounts_.back());
-  }
+  for (unsigned i = 0; i < options.mounts; ++i) add_mount(i);
   up();
+}
+
+void Cluster::add_mount(std::size_t i) {
+  const std::string name = "mount-" + std::to_string(i);
+  const std::string path = folder_.path() + "/" + name;
+  const auto& nodes = far::nodes();
+  const std::size_t node = nodes.size() < 2 ? 0 : i % nodes.size();
+  mounts_.push_back((node == 0 ? "" : nodes[node] + ":") + path);
+  // `distfuse up` numbers its mounts itself.
+  if (nodes.size() < 2 || i == 0) {
+    fs::create_directory(path);
+    own_mounts_.push_back(path);
+  } else {
+    far_mounts_.emplace_back(nodes[node], name, folder_.path());
+  }
 }
 
 Cluster::~Cluster() {
@@ -142,7 +156,7 @@ Cluster::~Cluster() {
 
 void Cluster::up() {
   std::vector<std::string> command{"distfuse", "up", "--root", root()};
-  for (const std::string& mount : mounts_) command.insert(command.end(), {"--mount", mount});
+  for (const std::string& mount : own_mounts_) command.insert(command.end(), {"--mount", mount});
   if (!fs::exists(root())) {
     command.insert(command.end(), {"--storage", std::to_string(options_.storageds)});
     // Such as "--fabric verbs --device rxe0 --data-device eth0 --address 10.77.0.1": the same tests on another fabric.
@@ -158,13 +172,21 @@ void Cluster::up() {
   const CommandResult result = run(command);
   up_ = result.exit_code == 0;
   if (!up_) ADD_FAILURE() << "distfuse up: exit " << result.exit_code << "\n" << result.output;
+  for (const far::Mount& mount : far_mounts_) {
+    if (!up_) return;
+    const std::string wrong = mount.up(read_file(root() + "/cluster.toml"));
+    up_ = wrong.empty();
+    if (!up_) ADD_FAILURE() << mount.name() << " on " << mount.node() << ": " << wrong;
+  }
 }
 
 void Cluster::down() {
+  for (const far::Mount& mount : far_mounts_)
+    EXPECT_EQ(mount.down(), "") << mount.name() << " on " << mount.node();
   const CommandResult result = run({"distfuse", "down", "--root", root()});
   if (result.exit_code != 0) {
     ADD_FAILURE() << "distfuse down: exit " << result.exit_code << "\n"
-                  << result.output << run({"fuser", "-vm", mounts_[0]}).output;
+                  << result.output << run({"fuser", "-vm", own_mounts_[0]}).output;
   }
   up_ = false;
 }
@@ -198,13 +220,27 @@ std::string Cluster::session_states(const std::string& name) const {
   return states;
 }
 
+const far::Mount* Cluster::far_mount(const std::string& daemon) const {
+  for (const far::Mount& mount : far_mounts_)
+    if (mount.name() == daemon) return &mount;
+  return nullptr;
+}
+
 void Cluster::signal_daemon(const std::string& daemon, int signal) const {
+  if (const auto* mount = far_mount(daemon); mount != nullptr) {
+    ASSERT_EQ(mount->signal(sigabbrev_np(signal)), "") << daemon;
+    return;
+  }
   const pid_t process = pid(daemon);
   ASSERT_GT(process, 1);
   ASSERT_EQ(kill(process, signal), 0) << daemon;
 }
 
 void Cluster::kill_daemon(const std::string& daemon) {
+  if (const auto* mount = far_mount(daemon); mount != nullptr) {
+    ASSERT_EQ(mount->kill(), "") << daemon;
+    return;
+  }
   const pid_t victim = pid(daemon);
   ASSERT_GT(victim, 1);
   kill(victim, SIGKILL);
@@ -212,6 +248,10 @@ void Cluster::kill_daemon(const std::string& daemon) {
 }
 
 void Cluster::restart_daemon(const std::string& daemon) {
+  if (const auto* mount = far_mount(daemon); mount != nullptr) {
+    EXPECT_EQ(mount->restart(), "") << daemon;
+    return;
+  }
   if (const auto boot = boots_.find(daemon); boot != boots_.end())
     setenv("DISTFUSE_BOOT_ID", (daemon + " " + std::to_string(boot->second)).c_str(), 1);
   const CommandResult result = run({"distfuse", "restart", "--root", root(), daemon});
@@ -225,31 +265,60 @@ void Cluster::restart_machine(const std::string& storaged) {
   restart_daemon(storaged);
 }
 
+void Cluster::network(const std::string& mount, const std::string& what,
+                      const std::string& value) const {
+  const auto* victim = far_mount(mount);
+  ASSERT_NE(victim, nullptr) << mount << " is not on another guest";
+  const auto& nodes = far::nodes();
+  const auto number = std::find(nodes.begin(), nodes.end(), victim->node()) - nodes.begin() + 1;
+  const auto result = run({"vm-agent", "ask", "fault", what, std::to_string(number), value});
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+}
+
+void Cluster::kill_guest(const std::string& mount) {
+  const auto* victim = far_mount(mount);
+  ASSERT_NE(victim, nullptr) << mount << " is not on another guest";
+  const auto result = run({"vm-agent", "ask", "fault", "kill", victim->node()});
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  const std::string node = victim->node();
+  for (far::Mount& each : far_mounts_)
+    if (each.node() == node) each.died();
+}
+
 std::string Cluster::log(const std::string& daemon) const {
+  if (const auto* mount = far_mount(daemon); mount != nullptr) return mount->log();
   return read_file(root() + "/run/" + daemon + ".log") +
          read_file(root() + "/run/" + daemon + ".err");
+}
+
+void Cluster::check_log(const std::string& name, const std::string& text, bool all) const {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const bool suspicious = all || line.find(" warning: ") != std::string::npos ||
+                            line.find(" error: ") != std::string::npos ||
+                            line.find(" critical: ") != std::string::npos;
+    if (!suspicious || line.empty()) continue;
+    bool expected = false;
+    for (const std::string& regex : expected_)
+      expected = expected || std::regex_search(line, std::regex(regex));
+    if (!expected) ADD_FAILURE() << "unexpected in " << name << ": " << line;
+  }
 }
 
 void Cluster::check_logs() const {
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(root() + "/run", ignored)) {
     const auto extension = entry.path().extension();
-    if (extension != ".log" && extension != ".err") continue;
-    std::istringstream lines(read_file(entry.path()));
-    for (std::string line; std::getline(lines, line);) {
-      const bool suspicious = extension == ".err" || line.find(" warning: ") != std::string::npos ||
-                              line.find(" error: ") != std::string::npos ||
-                              line.find(" critical: ") != std::string::npos;
-      if (!suspicious || line.empty()) continue;
-      bool expected = false;
-      for (const std::string& regex : expected_)
-        expected = expected || std::regex_search(line, std::regex(regex));
-      if (!expected) ADD_FAILURE() << "unexpected in " << entry.path().filename() << ": " << line;
-    }
+    if (extension == ".log" || extension == ".err")
+      check_log(entry.path().filename(), read_file(entry.path()), extension == ".err");
   }
+  for (const far::Mount& mount : far_mounts_)
+    check_log(mount.name() + " on " + mount.node(), mount.log(), false);
 }
 
 void Cluster::check_leftovers() const {
+  for (const far::Mount& mount : far_mounts_)
+    EXPECT_EQ(mount.leftovers(), "") << mount.name() << " on " << mount.node();
   for (const auto& entry : fs::directory_iterator("/proc")) {
     const std::string name = entry.path().filename();
     if (name.find_first_not_of("0123456789") != std::string::npos) continue;
@@ -262,7 +331,7 @@ void Cluster::check_leftovers() const {
     ADD_FAILURE() << "process " << name << " is left: " << command;
     kill(process, SIGKILL);
   }
-  for (const std::string& mount : mounts_) {
+  for (const std::string& mount : own_mounts_) {
     if (read_file("/proc/self/mountinfo").find(" " + mount + " ") == std::string::npos) continue;
     ADD_FAILURE() << "mount " << mount << " is left";
     umount2(mount.c_str(), MNT_DETACH);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A real cluster for a test: `distfuse up` and `down` in a folder of its own, and what must hold after it: no process, no mount
 // and no unexpected warning is left.
+//
+// All on this machine, or, with several guests in DISTFUSE_TEST_NODES, mount i on guest i % n: its path is then "NODE:/PATH", for the calls of
+// tests/far/calls.h. lockd and the storageds stay here, on the first guest.
 #pragma once
 
 #include <chrono>
@@ -9,6 +12,8 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
+
+#include "tests/far/mount.h"
 
 namespace distfuse::tests {
 
@@ -66,6 +71,7 @@ class Cluster {
   void up();
   void down();
   [[nodiscard]] nlohmann::json status() const;
+  /// Of a daemon on this machine.
   [[nodiscard]] pid_t pid(const std::string& daemon) const;
   [[nodiscard]] std::chrono::milliseconds lease() const { return options_.lease; }
   /// The states of the sessions that lockd knows by this name ("live", "fencing", ..), with a space between; empty: it knows none.
@@ -77,16 +83,26 @@ class Cluster {
   void restart_daemon(const std::string& daemon);
   /// Kills a storaged and starts it as if its machine had been restarted: with another boot number, here and in later restarts.
   void restart_machine(const std::string& storaged);
+  /// A fault of the network of the guest that a mount is on: "cut" "on", "drop" "5" (docs/vm.md).
+  void network(const std::string& mount, const std::string& what, const std::string& value) const;
+  /// A power cut of that guest, which has neither lockd nor a storaged.
+  void kill_guest(const std::string& mount);
   /// Warnings and errors in a log that match this regular expression are expected.
   void expect_log(const std::string& regex) { expected_.push_back(regex); }
 
  private:
+  void add_mount(std::size_t i);
+  [[nodiscard]] const far::Mount* far_mount(const std::string& daemon) const;
+  /// `all`: every line of it is a complaint.
+  void check_log(const std::string& name, const std::string& text, bool all) const;
   void check_logs() const;
   void check_leftovers() const;
 
   TemporaryFolder folder_;
   ClusterOptions options_;
   std::vector<std::string> mounts_;
+  std::vector<std::string> own_mounts_;  ///< Those of `distfuse up`.
+  std::vector<far::Mount> far_mounts_;
   std::vector<std::string> expected_;
   std::vector<pid_t> restarted_;
   std::map<std::string, unsigned> boots_;  ///< restart_machine()s so far.

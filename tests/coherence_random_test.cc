@@ -3,24 +3,44 @@
 // mount must give the answer that one local filesystem would give. Data, sizes, truncation, holes, mapped memory, names, negative
 // lookups, attributes, extended attributes, links, renames, files that are open and have no name.
 //
+// With several guests (DISTFUSE_TEST_NODES) the mounts are spread over them.
 // DISTFUSE_SEED replays a run; DISTFUSE_OPERATIONS sets its length.
-#include <dirent.h>
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/falloc.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/xattr.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
+#include <utility>
 
 #include "tests/cluster.h"
+#include "tests/far/calls.h"
 #include "tests/namespace_model.h"
 
 namespace distfuse::tests {
 namespace {
+
+using far::chmod;
+using far::close;
+using far::fallocate;
+using far::fstat;
+using far::ftruncate;
+using far::getxattr;
+using far::link;
+using far::lseek;
+using far::lstat;
+using far::mkdir;
+using far::open;
+using far::pread;
+using far::pwrite;
+using far::removexattr;
+using far::renameat2;
+using far::rmdir;
+using far::setxattr;
+using far::symlink;
+using far::truncate;
+using far::unlink;
+using far::write;
 
 constexpr std::size_t kMaxFile = 9U << 20;  // more than two chunks
 constexpr std::size_t kMaxOpen = 8;
@@ -32,7 +52,7 @@ struct OpenFile {
   bool writable = false;
   bool append = false;
   ModelFile inode;
-  char* map = nullptr;  ///< kMaxFile bytes, shared.
+  far::Mapping map;  ///< kMaxFile bytes.
 };
 
 class RandomRun {
@@ -78,7 +98,7 @@ class RandomRun {
     return file != nullptr && (!writable || file->writable) ? file : nullptr;
   }
   void close_one(std::size_t i) {
-    if (open_[i].map != nullptr) munmap(open_[i].map, kMaxFile);
+    EXPECT_EQ(open_[i].map.unmap(), 0) << std::strerror(errno);
     EXPECT_EQ(close(open_[i].fd), 0) << std::strerror(errno);
     open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(i));
   }
@@ -144,7 +164,7 @@ void RandomRun::do_open() {
   if (expected == 0 && file.inode->is_directory()) {
     close(file.fd);
   } else if (expected == 0) {
-    open_.push_back(file);
+    open_.push_back(std::move(file));
   }
 }
 
@@ -239,20 +259,20 @@ void RandomRun::do_map() {
   ASSERT_EQ(fstat(file->fd, &now), 0);
   ASSERT_EQ(static_cast<std::size_t>(now.st_size), data.size());
   if (data.empty()) return;
-  if (file->map == nullptr) {
-    void* map = mmap(nullptr, kMaxFile, PROT_READ | PROT_WRITE, MAP_SHARED, file->fd, 0);
-    ASSERT_NE(map, MAP_FAILED) << std::strerror(errno);
-    file->map = static_cast<char*>(map);
+  if (!file->map.mapped()) {
+    ASSERT_TRUE(file->map.map(file->fd, kMaxFile)) << std::strerror(errno);
   }
   for (int i = 0; i < 4; ++i) {
     const std::size_t at = below(data.size());
     const std::size_t length = std::min<std::size_t>(1 + below(6000), data.size() - at);
     if (below(2) == 0) {
-      ASSERT_EQ(std::memcmp(file->map + at, data.data() + at, length), 0)
+      std::vector<char> got(length);
+      ASSERT_TRUE(file->map.load(at, got.data(), length)) << std::strerror(errno);
+      ASSERT_EQ(std::memcmp(got.data(), data.data() + at, length), 0)
           << "mapped bytes from " << at << " on mount " << file->mount;
     } else {
       const auto bytes = any_bytes(length);
-      std::memcpy(file->map + at, bytes.data(), length);
+      ASSERT_TRUE(file->map.store(at, bytes.data(), length)) << std::strerror(errno);
       put(*file->inode, at, bytes);
     }
   }
@@ -392,19 +412,14 @@ void RandomRun::do_list() {
   const std::string path = kFolders[below(std::size(kFolders))];
   const ModelFile inode = model_.find(path);
   const std::size_t mount = any_mount();
-  DIR* directory = opendir(on(mount, path).c_str());
+  const auto names = far::list(on(mount, path));
   if (inode == nullptr || !inode->is_directory()) {
-    ASSERT_EQ(directory, nullptr) << path << " on mount " << mount;
+    ASSERT_FALSE(names) << path << " on mount " << mount;
     return;
   }
-  ASSERT_NE(directory, nullptr) << path << " on mount " << mount << ": " << std::strerror(errno);
+  ASSERT_TRUE(names) << path << " on mount " << mount << ": " << std::strerror(errno);
   std::set<std::string> got, expected;
-  while (const dirent* entry = readdir(directory)) {
-    const std::string name = entry->d_name;
-    if (name == "." || name == "..") continue;
-    EXPECT_TRUE(got.insert(name).second) << name << " twice";
-  }
-  closedir(directory);
+  for (const std::string& name : *names) EXPECT_TRUE(got.insert(name).second) << name << " twice";
   for (const auto& [name, child] : inode->entries) expected.insert(name);
   ASSERT_EQ(got, expected) << "/" << path << " on mount " << mount;
 }

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // fsx: random operations on one file, each through a mount drawn at random, against a copy in memory.
 //   fsx --mounts A,B,... [--seconds N | --operations N] [--seed S] [--size BYTES]
-// Operations: buffered, direct and mapped reads and writes, truncation up and down, holes punched and ranges zeroed, space reserved,
+// A mount "NODE:/PATH" is on another guest (tests/far/calls.h). Operations: buffered, direct and mapped reads and writes, truncation up and down, holes punched and ranges zeroed, space reserved,
 // copy_file_range, fsync, close and open again. After each: the size by every mount; every 500: every byte by every mount.
 // On a difference: what, where, the last operations, exit status 1. The seed is printed; the same seed does the same operations.
-#include <fcntl.h>
 #include <linux/falloc.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -21,7 +17,22 @@
 #include <string>
 #include <vector>
 
+#include "tests/far/calls.h"
+
 namespace {
+
+namespace far = distfuse::tests::far;
+using far::close;
+using far::copy_file_range;
+using far::fallocate;
+using far::fstat;
+using far::fsync;
+using far::ftruncate;
+using far::open;
+using far::pread;
+using far::pwrite;
+using far::stat;
+using far::unlink;
 
 constexpr std::size_t kDirectAlign = 4096;
 constexpr std::size_t kLastShown = 20;
@@ -161,17 +172,17 @@ void Fsx::do_map(std::size_t m, std::size_t offset, std::size_t length, bool sto
   note(store ? "mapped write" : "mapped read", m, offset, length);
   struct stat now {};  // brings the size: a mapping beyond what the kernel believes faults
   check(fstat(handles_[m].fd, &now) == 0, "fstat");
-  void* map = mmap(nullptr, model_.size(), PROT_READ | PROT_WRITE, MAP_SHARED, handles_[m].fd, 0);
-  check(map != MAP_FAILED, "mmap");
-  char* bytes = static_cast<char*>(map) + offset;
+  far::Mapping map;
+  check(map.map(handles_[m].fd, model_.size()), "mmap");
   if (store) {
     fill(length);
-    std::memcpy(bytes, buffer_, length);
+    check(map.store(offset, buffer_, length), "store");
     put(offset, buffer_, length);
   } else {
-    compare(bytes, offset, length, "mapped read", m);
+    check(map.load(offset, buffer_, length), "load");
+    compare(buffer_, offset, length, "mapped read", m);
   }
-  check(munmap(map, model_.size()) == 0, "munmap");
+  check(map.unmap() == 0, "munmap");
 }
 
 void Fsx::do_truncate(std::size_t m) {

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/load.h"
 
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,9 +15,19 @@
 #include <thread>
 
 #include "tests/cluster.h"
+#include "tests/far/calls.h"
 
 namespace distfuse::tests {
 
+using far::close;
+using far::fsync;
+using far::ftruncate;
+using far::mkdir;
+using far::open;
+using far::pread;
+using far::pwrite;
+using far::stat;
+using far::unlink;
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
@@ -409,6 +417,12 @@ std::string Load::describe_errors(std::size_t writer) const {
   return text;
 }
 
+void Load::kill(std::size_t writer) {
+  ::kill(pids_[writer], SIGKILL);
+  waitpid(pids_[writer], nullptr, 0);
+  pids_[writer] = -1;
+}
+
 std::string Load::stop(milliseconds timeout) {
   std::string wrong;
   for (std::size_t i = 0; i < pids_.size(); ++i) states_[i].stop = true;
@@ -420,7 +434,7 @@ std::string Load::stop(milliseconds timeout) {
            steady_clock::now() < deadline)
       std::this_thread::sleep_for(milliseconds(5));
     if (pids_[i] > 0 && ended == 0) {
-      kill(pids_[i], SIGKILL);
+      ::kill(pids_[i], SIGKILL);
       if (timeout > milliseconds(0)) wrong += "writer " + std::to_string(i) + " hangs\n";
       waitpid(pids_[i], &status, 0);
     } else if (pids_[i] > 0 && status != 0) {

@@ -3,7 +3,7 @@
 // and one another, in which stands what write, fsync and close answered for each record.
 //
 // Parties: one process a mount (of its own, so that no program that the test starts inherits, and closes, a file of a mount
-// whose daemon is away); the test, which watches and verifies.
+// whose daemon is away), on this machine even where the mount is on another guest (tests/far/calls.h); the test, which watches and verifies.
 //
 // Each record is 4 KiB at a place of its own: in the file that all share (interleaved, so that the lock travels), or at the end of a
 // file of the writer's own, which is cut to nothing when it is full. It names writer, file, place and number, and its body follows from them. Of each place is known:
@@ -104,6 +104,8 @@ class Load {
   /// "write 3 (EIO)".
   [[nodiscard]] std::string describe_errors(std::size_t writer) const;
 
+  /// kill -9: its guest is gone, and the call that it waits for as well.
+  void kill(std::size_t writer);
   /// Asks them to end, and waits. Answers with what went wrong: a process that hangs (killed then) or crashed.
   [[nodiscard]] std::string stop(std::chrono::milliseconds timeout);
 
