@@ -145,6 +145,44 @@ const std::vector<Fault>& fault_table() {
   return table;
 }
 
+const std::vector<Fault>& network_fault_table() {
+  static const std::vector<Fault> table{
+      {.name = "network_cut",
+       .text = "the machine of a mount is cut off for longer than the lease, and comes back",
+       .steps = {{Step::network, "mount-1", 0, "cut", "on"},
+                 {Step::seen, "mount-1", 0, ""},
+                 {Step::wait, "", 1},
+                 {Step::network, "mount-1", 0, "cut", "off"}},
+       .hit = 1,
+       .told = Told::once,
+       .may_lose = true,
+       .leases = 1,
+       .waits = "1 lease and the fence"},
+      {.name = "network_blink",
+       .text = "the machine of a mount is cut off for less than half a lease",
+       .steps = {{Step::network, "mount-1", 0, "cut", "on"},
+                 {Step::wait, "", 0.3},
+                 {Step::network, "mount-1", 0, "cut", "off"}},
+       .away = true,
+       .waits = "until it is back, and its connections are"},
+      {.name = "network_drops",
+       .text = "5 % of the frames to and from the machine of a mount are lost, for two leases",
+       .steps = {{Step::network, "mount-1", 0, "drop", "5"},
+                 {Step::wait, "", 2},
+                 {Step::network, "mount-1", 0, "drop", "0"}},
+       .away = true,
+       .waits = "what sending again takes"},
+      {.name = "network_delay",
+       .text = "each frame to and from the machine of a mount takes 20 ms longer, for two leases",
+       .steps = {{Step::network, "mount-1", 0, "delay", "20"},
+                 {Step::wait, "", 2},
+                 {Step::network, "mount-1", 0, "delay", "0"}},
+       .away = true,
+       .waits = "what the round trips take"},
+  };
+  return table;
+}
+
 namespace {
 
 Fault row_in_kernel(Fault fault) {
@@ -175,10 +213,12 @@ std::vector<Fault> faults_of_mode() {
     else if (fault.roles == 0)
       faults.push_back(row_in_kernel(fault));
   }
+  if (far::nodes().size() > 1)
+    faults.insert(faults.end(), network_fault_table().begin(), network_fault_table().end());
   return faults;
 }
 
-std::string fault_table_markdown() {
+std::string fault_table_markdown(const std::vector<Fault>& faults) {
   static const char* const kTold[] = {
       "nothing: its calls wait",
       "EIO, once for each file written to: at fsync, close, or in a call under way; then "
@@ -191,7 +231,7 @@ std::string fault_table_markdown() {
       "| fault | applications on that mount see | on the other mounts | what may be lost | a call "
       "waits at most |\n"
       "|---|---|---|---|---|\n";
-  for (const auto& fault : fault_table()) {
+  for (const auto& fault : faults) {
     text += std::string("| ") + fault.text + " | ";
     text += fault.roles != 0 ? kMachine
             : fault.hit < 0  ? kWait
@@ -250,6 +290,8 @@ class Injection {
         return;
       case Step::seen:
         return wait_for_state(step);
+      case Step::network:
+        return cluster_.network(step.daemon, step.state, step.value);
     }
   }
 

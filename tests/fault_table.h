@@ -26,11 +26,13 @@ struct FaultStep {
     restart,  ///< `distfuse restart`.
     machine,  ///< kill -9 and restart, as if the storaged's machine had been restarted (Cluster::restart_machine).
     wait,     ///< `leases` × the lease.
-    seen,     ///< Until `distfuse status --json` shows the session of that mount in `state`.
+    seen,  ///< Until `distfuse status --json` shows the session of that mount in `state`; "": it is gone.
+    network,  ///< Cluster::network: `state` of the guest of that mount is `value`.
   } what;
   const char* daemon = "";
   double leases = 0;
   const char* state = "";
+  const char* value = "";
 };
 
 struct Fault {
@@ -55,11 +57,13 @@ inline constexpr std::chrono::seconds kSlack{8};
 
 /// Three mounts, two storageds.
 [[nodiscard]] const std::vector<Fault>& fault_table();
+/// Of the network between several guests, in both modes: the session is the kernel's or the client's, and is lost in the same way.
+[[nodiscard]] const std::vector<Fault>& network_fault_table();
 /// What is asserted on the mounts of this run (in_kernel()): there the session is the kernel's, and the death of a client, which is followed by another,
-/// is a pause like any other daemon's. Without the rows that do not hold there (docs/faults.md).
+/// is a pause like any other daemon's. Without the rows that do not hold there (docs/faults.md), and with those of the network where mounts are on several guests.
 [[nodiscard]] std::vector<Fault> faults_of_mode();
-/// As it stands in docs/faults.md.
-[[nodiscard]] std::string fault_table_markdown();
+/// As they stand in docs/faults.md.
+[[nodiscard]] std::string fault_table_markdown(const std::vector<Fault>& faults);
 
 /// Runs the steps; a mount that was killed is mounted again after all others. What did not come as expected is a test failure.
 /// Answers with how long the cluster was without a daemon or client, mounting again not counted.
