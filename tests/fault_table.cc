@@ -258,13 +258,13 @@ class Injection {
 
   milliseconds run() {
     auto* hit = fault_.hit < 0 ? nullptr : &load_.state(static_cast<std::size_t>(fault_.hit));
-    if (fault_.may_lose) hit->may_lose = true;
-    if (fault_.told == Told::no_client) hit->unmounted = true;
+    if (hit != nullptr && fault_.may_lose) hit->may_lose = true;
+    if (hit != nullptr && fault_.told == Told::no_client) hit->unmounted = true;
     load_.reset_waits();
     const auto began = steady_clock::now();
     for (const auto& step : fault_.steps) perform(step);
     const auto away = std::chrono::duration_cast<milliseconds>(steady_clock::now() - began);
-    if (fault_.told == Told::no_client) {
+    if (hit != nullptr && fault_.told == Told::no_client) {
       cluster_.restart_daemon("mount-" + std::to_string(fault_.hit));
       hit->unmounted = false;
     }
