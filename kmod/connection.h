@@ -70,6 +70,7 @@ struct dfs_request {
 	u64 lowest;	   /* the oldest that was unanswered when it was sent */
 	bool again;	   /* sent to an earlier daemon */
 	bool fenced;	   /* a storaged refuses its session */
+	bool lost;	   /* uapi.h, DFS_LOST */
 	struct dfs_connection *connection;
 	u32 in_size;
 	u32 out_size;

@@ -103,6 +103,10 @@ static ssize_t dfs_device_write(struct kiocb *iocb, struct iov_iter *from)
 		dfs_session_fenced(daemon->connection, request->session);
 		head.error = -EIO;
 	}
+	if (head.error == -DFS_LOST) {
+		request->lost = true;
+		head.error = -EIO;
+	}
 	if (!head.error)
 		error = dfs_take_body(request, from, length - sizeof(head));
 	if (error)

@@ -254,6 +254,11 @@ static int dfs_sync_server(struct inode *inode, int datasync)
 	in = request->in;
 	in->fsync_flags = datasync ? FUSE_FSYNC_FDATASYNC : 0;
 	error = dfs_request_call(request, NULL);
+	/* Every open file is to hear of it: dfs_fsync takes what is this one's. */
+	if (error && request->lost) {
+		mapping_set_error(inode->i_mapping, -EIO);
+		error = 0;
+	}
 	dfs_request_put(request);
 	return error;
 }

@@ -40,8 +40,9 @@
  * (rdma/lock/session.h), if it is still that one.
  *
  * What a daemon keeps, it can have again: layouts (asked for); the sessions' registrations of open inodes are the storageds', by session, and the
- * module knows which it made; the session and its locks are the module's; what was written and not synced is known by nobody: fsync asks
- * every data target of the file.
+ * module knows which it made; the session and its locks are the module's. But for this: under which start of a storaged's machine it had what answered that
+ * no sync has made durable. FSYNC and FSYNCDIR ask every target all the same, and are answered DFS_LOST, once, when one of those machines has restarted
+ * since: then every open file of the inode gets EIO once. A next daemon knows of no change before its time.
  *
  * Limits: one hand-over at a time (EBUSY). Kept requests: as in connection.h.
  *
@@ -51,6 +52,7 @@
 #ifndef DISTFUSE_KMOD_UAPI_H
 #define DISTFUSE_KMOD_UAPI_H
 
+#include <linux/errno.h>
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
@@ -74,6 +76,8 @@ struct dfs_request_head {
 #define DFS_FH_SIZE_ONLY (~0ull)
 /* fuse_attr.blksize has no meaning of its own here: it has these bits. */
 #define DFS_ATTR_NO_XATTRS 1u /* the inode has no extended attribute, access lists included */
+/* An answer to FSYNC, FSYNCDIR: all is durable now, but some of what was answered before may be gone. */
+#define DFS_LOST EREMOTEIO
 #define DFS_DEVICE_NAME "distfuse"
 #define DFS_FILESYSTEM_NAME "distfuse"
 

@@ -219,12 +219,8 @@ Fault row_in_kernel(Fault fault) {
 
 std::vector<Fault> faults_of_mode() {
   std::vector<Fault> faults;
-  for (const Fault& fault : fault_table()) {
-    if (!in_kernel())
-      faults.push_back(fault);
-    else if (fault.roles == 0)
-      faults.push_back(row_in_kernel(fault));
-  }
+  for (const Fault& fault : fault_table())
+    faults.push_back(in_kernel() ? row_in_kernel(fault) : fault);
   if (far::nodes().size() > 1)
     faults.insert(faults.end(), network_fault_table().begin(), network_fault_table().end());
   return faults;

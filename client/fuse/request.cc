@@ -9,6 +9,7 @@
 #include <string>
 
 #include "client/fuse/filesystem.h"
+#include "client/storage/changed_inodes.h"
 
 namespace distfuse::client {
 namespace {
@@ -92,39 +93,10 @@ Result<rpc::MetadataReply> Filesystem::call(const rpc::MetadataRequest& request,
 /// An answer is not durable: each inode that the request changed has it to sync (cache/unsynced.h).
 void Filesystem::note_change(const rpc::MetadataRequest& request,
                              const rpc::MetadataReply& reply) const {
-  const auto note = [&](const InodeRef& inode) {
-    if (inode == nullptr) return;
-    inode->unsynced.changed(Unsynced::kMetadataTarget, reply.boot, &metadata_syncs_);
-  };
-  const auto note_inode = [&](Ino ino) {
-    if (ino != 0) note(inodes_.find(ino));
-  };
-  const auto made = [&](Ino parent) {
-    note_inode(parent);
-    if (!reply.attributes.empty()) note(inodes_.get(reply.attributes.front().ino));
-  };
-  if (const auto* set = std::get_if<rpc::SetAttributes>(&request)) {
-    note_inode(set->ino);
-  } else if (const auto* create = std::get_if<rpc::Create>(&request)) {
-    made(create->parent);
-  } else if (const auto* symlink = std::get_if<rpc::Symlink>(&request)) {
-    made(symlink->parent);
-  } else if (const auto* link = std::get_if<rpc::Link>(&request)) {
-    made(link->parent);
-  } else if (const auto* unlink = std::get_if<rpc::Unlink>(&request)) {
-    note_inode(unlink->parent);
-    note_inode(unlink->expect_ino);
-  } else if (const auto* rmdir = std::get_if<rpc::Rmdir>(&request)) {
-    note_inode(rmdir->parent);
-  } else if (const auto* rename = std::get_if<rpc::Rename>(&request)) {
-    note_inode(rename->old_parent);
-    if (rename->new_parent != rename->old_parent) note_inode(rename->new_parent);
-    note_inode(rename->expect_source);
-    note_inode(rename->expect_replaced);
-  } else if (const auto* set_xattr = std::get_if<rpc::SetXattr>(&request)) {
-    note_inode(set_xattr->ino);
-  } else if (const auto* remove_xattr = std::get_if<rpc::RemoveXattr>(&request)) {
-    note_inode(remove_xattr->ino);
+  for (const auto& [ino, made] : changed_inodes(request, reply)) {
+    const InodeRef inode = made ? inodes_.get(ino) : inodes_.find(ino);
+    if (inode != nullptr)
+      inode->unsynced.changed(Unsynced::kMetadataTarget, reply.boot, &metadata_syncs_);
   }
 }
 

@@ -54,12 +54,12 @@ void Storage::getattr(fuse_req_t req, Ino ino) {
 void Storage::setattr(fuse_req_t req, Ino ino, const struct stat& values, int fields,
                       bool size_only) {
   if ((fields & FUSE_SET_ATTR_SIZE) != 0 && !size_only) {
-    auto file = file_ref(ino, req);
+    auto file = file_to_change(ino, req);
     if (!file) return reply_error(req, file.error());
     const auto present = generation_to_change();
     if (!present) return reply_error(req, present.error());
     const Status cut =
-        (*present)->data->truncate(*file, static_cast<std::uint64_t>(values.st_size));
+        (*present)->data->truncate(file->ref, static_cast<std::uint64_t>(values.st_size));
     if (!cut.ok()) return reply_error(req, cut.error());
   }
   auto attributes = call_for_attributes(to_request(ino, values, fields), req);

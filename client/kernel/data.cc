@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <linux/falloc.h>
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <limits>
 #include <memory>
 
 #include "client/kernel/storage.h"
+#include "kmod/uapi.h"
 
 namespace distfuse::client::kernel {
 
@@ -30,11 +32,11 @@ void Storage::read(fuse_req_t req, Ino ino, std::size_t size, std::uint64_t offs
 
 void Storage::write(fuse_req_t req, Ino ino, std::span<const std::byte> bytes,
                     std::uint64_t offset) {
-  auto file = file_ref(ino, req);
+  auto file = file_to_change(ino, req);
   if (!file) return reply_error(req, file.error());
   const auto present = generation_to_change();
   if (!present) return reply_error(req, present.error());
-  const Status done = (*present)->data->write(*file, offset, bytes, false);
+  const Status done = (*present)->data->write(file->ref, offset, bytes, false);
   if (!done.ok()) return reply_error(req, done.error());
   fuse_reply_write(req, bytes.size());
 }
@@ -43,31 +45,49 @@ void Storage::write(fuse_req_t req, Ino ino, std::span<const std::byte> bytes,
 void Storage::fsync(fuse_req_t req, Ino ino) {
   auto file = file_ref(ino, req);
   if (!file) return reply_error(req, file.error());
+  auto unsynced = unsynced_.find(ino);
+  file->unsynced = unsynced.get();
   const Status synced =
       in_some_session([&](Generation& present) { return present.data->sync(*file, kMaxFileSize); });
+  unsynced.reset();
   if (!synced.ok()) return reply_error(req, synced.error());
-  fsyncdir(req);
+  sync_metadata(req, ino);
 }
 
-void Storage::fsyncdir(fuse_req_t req) {
+void Storage::fsyncdir(fuse_req_t req, Ino ino) {
+  sync_metadata(req, ino);
+}
+
+void Storage::sync_metadata(fuse_req_t req, Ino ino) {
+  const std::uint64_t mark = Unsynced::mark();
   const auto reply = ask(rpc::SyncMetadata{}, req);
   if (!reply) return reply_error(req, reply.error());
-  fuse_reply_err(req, 0);
+  bool lost = false;
+  if (const auto unsynced = unsynced_.find(ino); unsynced != nullptr) {
+    unsynced->synced(Unsynced::kMetadataTarget, reply->boot, mark, &metadata_syncs_);
+    lost = unsynced->take_loss();
+  }
+  metadata_syncs_.synced(reply->boot, mark);
+  unsynced_.settle(ino);
+  if (!lost) return (void)fuse_reply_err(req, 0);
+  spdlog::error("inode {}: a storaged's machine restarted before what was written there was synced",
+                ino);
+  fuse_reply_err(req, DFS_LOST);
 }
 
 void Storage::fallocate(fuse_req_t req, Ino ino, int mode, std::uint64_t offset,
                         std::uint64_t length) {
   if (offset > kMaxFileSize || length > kMaxFileSize - offset)
     return (void)fuse_reply_err(req, EFBIG);
-  auto file = file_ref(ino, req);
+  auto file = file_to_change(ino, req);
   if (!file) return reply_error(req, file.error());
   const auto present = generation_to_change();
   if (!present) return reply_error(req, present.error());
   Status done;
   if ((mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) != 0)
-    done = (*present)->data->punch(*file, offset, length);
+    done = (*present)->data->punch(file->ref, offset, length);
   if (done.ok() && (mode & FALLOC_FL_PUNCH_HOLE) == 0)
-    done = (*present)->data->allocate(*file, offset, length);
+    done = (*present)->data->allocate(file->ref, offset, length);
   if (done.ok() && (mode & FALLOC_FL_KEEP_SIZE) == 0) {
     rpc::SetAttributes grow{ino, rpc::SetAttributes::kSize | rpc::SetAttributes::kGrowOnly, {}};
     grow.values.size = offset + length;

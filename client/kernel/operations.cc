@@ -68,7 +68,7 @@ void fill_files(fuse_lowlevel_ops& ops) {
     of(r).write(r, i, std::as_bytes(std::span(b, s)), static_cast<std::uint64_t>(o));
   };
   ops.fsync = [](fuse_req_t r, fuse_ino_t i, int, fuse_file_info*) { of(r).fsync(r, i); };
-  ops.fsyncdir = [](fuse_req_t r, fuse_ino_t, int, fuse_file_info*) { of(r).fsyncdir(r); };
+  ops.fsyncdir = [](fuse_req_t r, fuse_ino_t i, int, fuse_file_info*) { of(r).fsyncdir(r, i); };
   ops.fallocate = [](fuse_req_t r, fuse_ino_t i, int m, off_t o, off_t l, fuse_file_info*) {
     of(r).fallocate(r, i, m, static_cast<std::uint64_t>(o), static_cast<std::uint64_t>(l));
   };

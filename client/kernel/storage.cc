@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "client/kernel/origin.h"
+#include "client/storage/changed_inodes.h"
 #include "kmod/uapi.h"
 
 namespace distfuse::client::kernel {
@@ -130,7 +131,14 @@ Result<rpc::MetadataReply> Storage::call(const rpc::MetadataRequest& request, fu
   const auto present = generation_to_change();
   if (!present) return present.error();
   const rpc::RequestName name = origin().next_name();
-  return (*present)->rpc->call_named(request, context->uid, context->gid, &name);
+  auto reply = (*present)->rpc->call_named(request, context->uid, context->gid, &name);
+  if (reply) note_change(request, *reply);
+  return reply;
+}
+
+void Storage::note_change(const rpc::MetadataRequest& request, const rpc::MetadataReply& reply) {
+  for (const auto& [ino, made] : changed_inodes(request, reply))
+    unsynced_.get(ino)->changed(Unsynced::kMetadataTarget, reply.boot, &metadata_syncs_);
 }
 
 Result<rpc::Attributes> Storage::take_attributes(const Result<rpc::MetadataReply>& reply) {
@@ -155,6 +163,14 @@ Result<FileRef> Storage::file_ref(Ino ino, fuse_req_t req) {
   auto attributes = ask_for_attributes(rpc::GetAttributes{{ino}}, req);
   if (!attributes) return attributes.error();
   return FileRef{attributes->ino, attributes->chunk_size, attributes->first_target};
+}
+
+Result<Storage::FileToChange> Storage::file_to_change(Ino ino, fuse_req_t req) {
+  auto file = file_ref(ino, req);
+  if (!file) return file.error();
+  FileToChange changing{*file, unsynced_.get(ino)};
+  changing.ref.unsynced = changing.unsynced.get();
+  return changing;
 }
 
 void Storage::reply_error(fuse_req_t req, const Error& error) {

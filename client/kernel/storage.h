@@ -24,6 +24,7 @@
 
 #include "client/kernel/device.h"
 #include "client/kernel/layouts.h"
+#include "client/kernel/unsynced_inodes.h"
 #include "client/storage/file_data.h"
 #include "common/config.h"
 #include "rpc/client.h"
@@ -72,7 +73,7 @@ class Storage {
   void read(fuse_req_t req, Ino ino, std::size_t size, std::uint64_t offset);
   void write(fuse_req_t req, Ino ino, std::span<const std::byte> bytes, std::uint64_t offset);
   void fsync(fuse_req_t req, Ino ino);
-  void fsyncdir(fuse_req_t req);
+  void fsyncdir(fuse_req_t req, Ino ino);
   void fallocate(fuse_req_t req, Ino ino, int mode, std::uint64_t offset, std::uint64_t length);
   void lseek(fuse_req_t req, Ino ino, std::uint64_t offset, int whence);
 
@@ -113,6 +114,15 @@ class Storage {
   Result<rpc::Attributes> ask_for_attributes(const rpc::MetadataRequest& request, fuse_req_t req);
   Result<rpc::Attributes> call_for_attributes(const rpc::MetadataRequest& request, fuse_req_t req);
   Result<FileRef> file_ref(Ino ino, fuse_req_t req);
+  /// As long as a file's data is changed: an answer is not durable.
+  struct FileToChange {
+    FileRef ref;
+    UnsyncedInodes::Ref unsynced;
+  };
+  Result<FileToChange> file_to_change(Ino ino, fuse_req_t req);
+  void note_change(const rpc::MetadataRequest& request, const rpc::MetadataReply& reply);
+  /// Metadata, after the data if there is some. DFS_LOST: some of the inode may be gone (kmod/uapi.h).
+  void sync_metadata(fuse_req_t req, Ino ino);
   static void reply_error(fuse_req_t req, const Error& error);
   static void reply_status(fuse_req_t req, const Status& status);
   static void reply_attributes(fuse_req_t req, const rpc::Attributes& attributes);
@@ -121,6 +131,8 @@ class Storage {
   const config::Cluster cluster_;
   Device& device_;
   Layouts layouts_;
+  UnsyncedInodes unsynced_;
+  SyncHistory metadata_syncs_;
   mutable std::mutex mutex_;
   mutable std::condition_variable begun_;
   GenerationRef generation_;  ///< Protected by mutex_.
