@@ -16,7 +16,7 @@
 //
 // Recovery: none. An error completion, or the peer's disconnect, stops the queue pair, then the posted chains are given back as failed.
 // Of a failure the peer is not told before the connection is destroyed: lockd would take it for an end by will (session.h, Loss).
-// A dead machine is noticed by a pending request after 6 retries (half a second where the kernel lets us set the ack timeout),
+// A dead machine is noticed by a pending request after 6 retries (1.9 s where the kernel lets us set the ack timeout),
 // and by an idle connection never: that is the lease's business. Destroying a connection destroys the queue pair, and so fences.
 //
 // Limits: 256 callers unanswered; connect has a deadline of its own, because rdma_cm takes more than a minute.
