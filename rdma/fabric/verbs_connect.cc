@@ -89,10 +89,7 @@ Result<std::unique_ptr<Connection>> VerbsWorker::connect(std::string_view addres
   if (device_->calls.create_id(cm_channel_, &id, as_context(number), RDMA_PS_TCP) != 0) {
     return system_failure("RDMA id");
   }
-  auto ack_timeout = kAckTimeout;
-  // Older kernels have no such option, and then take longer to find a dead peer.
-  (void)device_->calls.set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack_timeout,
-                                  sizeof(ack_timeout));
+  set_ack_timeout(id);
   if (device_->calls.resolve_addr(id, nullptr, where->get(), kResolveMs) != 0) {
     auto failure = system_failure("cannot connect to " + std::string(address));
     destroy_id(id);
@@ -107,6 +104,14 @@ Result<std::unique_ptr<Connection>> VerbsWorker::connect(std::string_view addres
   connections_.insert(number, *connection);
   ++waiting_;
   return std::unique_ptr<Connection>(std::move(connection));
+}
+
+/// Of what this side sends; each side has its own, rdma_cm's default being 4.3 s. Older kernels have no such option, and then take that long to send again
+/// what was lost.
+void VerbsWorker::set_ack_timeout(rdma_cm_id* id) const {
+  auto ack_timeout = kAckTimeout;
+  (void)device_->calls.set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &ack_timeout,
+                                  sizeof(ack_timeout));
 }
 
 rdma_conn_param VerbsWorker::connect_param(std::span<const std::byte> data) const {
@@ -133,6 +138,7 @@ Result<std::unique_ptr<Connection>> VerbsWorker::accept(std::unique_ptr<ConnectR
   if (found == callers_.end()) return Error{ENOTCONN, asked.peer() + " is gone"};
   auto* id = found->second;
   callers_.erase(found);
+  set_ack_timeout(id);
   auto pair = QueuePair::create(device_, counted_, completion_channel_, as_context(number), id);
   if (!pair) {
     destroy_id(id);  // The caller is refused by that.

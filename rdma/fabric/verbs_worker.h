@@ -135,6 +135,7 @@ class VerbsWorker : public Worker {
   bool end_stalled();
   void fail(VerbsConnection& connection, Error reason);
   void release(VerbsConnection& connection);
+  void set_ack_timeout(rdma_cm_id* id) const;
   void destroy_id(rdma_cm_id* id) { (void)device_->calls.destroy_id(id); }
 
   std::shared_ptr<Device> device_;
