@@ -41,7 +41,7 @@ LinkRef Table::link_of(std::uint32_t epoch) const {
 }
 
 Result<LinkRef> Table::live_link(const Interrupted& interrupted) {
-  const auto give_up = Clock::now() + options_.give_up;
+  const auto give_up = Clock::now() + options_.give_up + kGiveUpLate;
   for (milliseconds pause{1};; pause = std::min(pause * 2, milliseconds(20))) {
     if (lost_) return Error{ENOTCONN, "the session with lockd is lost"};
     if (live_) {

@@ -52,6 +52,9 @@
 
 namespace distfuse::client {
 
+/// How much longer a call waits for lockd than the session: its machine gives up first, and tells better what happened.
+inline constexpr std::chrono::milliseconds kGiveUpLate{1000};
+
 class Table final : public LockTable, public LinkUser, public SessionUser {
  public:
   static Result<std::unique_ptr<LockTable>> create(const LockTableOptions& options,

@@ -172,9 +172,6 @@ void Table::want(Lock& lock, Guard& guard, Waiter& waiter) {
   guard.lock();
 }
 
-/// The session's machine gives up first, and tells better what happened.
-constexpr milliseconds kGiveUpLate{1000};
-
 /// Locks may not be used now: what was granted meanwhile is given back, for it may be revoked. May give the mutex up for a while.
 void Table::wait_for_trust(Lock& lock, Guard& guard, Waiter& waiter) {
   if (waiter.state == Waiter::State::granted) {
