@@ -465,8 +465,9 @@ TEST_F(ServiceTest, AClientThatDoesNotReadIsDropped) {
   };
   // Now and then TCP itself stands still once the deaf one's buffer of 30 MB is full: then nothing reaches lockd, and it has nothing to drop.
   bool lost = false;
+  std::unique_ptr<RawClient> deaf;  // Still there when its session is gone.
   for (int attempt = 0; attempt < 5 && !lost; ++attempt) {
-    const auto deaf = client("deaf");
+    deaf = client("deaf");
     lost = flood_until_lost(*deaf);
   }
   EXPECT_TRUE(lost);
