@@ -46,7 +46,7 @@
  *
  * Limits: one hand-over at a time (EBUSY). Kept requests: as in connection.h.
  *
- * Known weakness: a request whose caller was killed goes on without the VFS's locks of its caller; kept while there is no daemon, a truncation of that
+ * Known weakness: DFS_LOST that answers a caller who was killed is told to nobody else. A request whose caller was killed goes on without the VFS's locks of its caller; kept while there is no daemon, a truncation of that
  * kind may run beside what was asked after it.
  */
 #ifndef DISTFUSE_KMOD_UAPI_H

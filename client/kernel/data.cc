@@ -51,14 +51,11 @@ void Storage::fsync(fuse_req_t req, Ino ino) {
       in_some_session([&](Generation& present) { return present.data->sync(*file, kMaxFileSize); });
   unsynced.reset();
   if (!synced.ok()) return reply_error(req, synced.error());
-  sync_metadata(req, ino);
+  fsyncdir(req, ino);
 }
 
+/// Metadata, after the data if there is some. DFS_LOST: some of the inode may be gone (kmod/uapi.h).
 void Storage::fsyncdir(fuse_req_t req, Ino ino) {
-  sync_metadata(req, ino);
-}
-
-void Storage::sync_metadata(fuse_req_t req, Ino ino) {
   const std::uint64_t mark = Unsynced::mark();
   const auto reply = ask(rpc::SyncMetadata{}, req);
   if (!reply) return reply_error(req, reply.error());

@@ -121,8 +121,6 @@ class Storage {
   };
   Result<FileToChange> file_to_change(Ino ino, fuse_req_t req);
   void note_change(const rpc::MetadataRequest& request, const rpc::MetadataReply& reply);
-  /// Metadata, after the data if there is some. DFS_LOST: some of the inode may be gone (kmod/uapi.h).
-  void sync_metadata(fuse_req_t req, Ino ino);
   static void reply_error(fuse_req_t req, const Error& error);
   static void reply_status(fuse_req_t req, const Status& status);
   static void reply_attributes(fuse_req_t req, const rpc::Attributes& attributes);
