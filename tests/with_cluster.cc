@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// with_cluster [--mounts N] [--storage N] [--expect-log REGEX] -- COMMAND...
+// with_cluster [--mounts N] [--storage N] -- COMMAND...
 // Brings a cluster up, runs COMMAND with DISTFUSE_MOUNTS set to its mount points (space-separated), brings it down. Exits with
 // COMMAND's status, or 1 when the cluster left a process, a mount or an unexpected warning behind.
 #include <gtest/gtest.h>
@@ -19,14 +19,12 @@ namespace {
 struct Options {
   distfuse::tests::ClusterOptions cluster;
   std::vector<char*> command;
-  std::string expected_log;  ///< What warnings of the daemons may say.
 };
 
 Options g_options;
 
 [[noreturn]] void usage() {
-  std::fputs("usage: with_cluster [--mounts N] [--storage N] [--expect-log REGEX] -- COMMAND...\n",
-             stderr);
+  std::fputs("usage: with_cluster [--mounts N] [--storage N] -- COMMAND...\n", stderr);
   std::exit(2);
 }
 
@@ -35,10 +33,6 @@ Options parse(int argc, char** argv) {
   int i = 1;
   for (; i < argc && std::strcmp(argv[i], "--") != 0; i += 2) {
     if (i + 1 >= argc) usage();
-    if (std::strcmp(argv[i], "--expect-log") == 0) {
-      options.expected_log = argv[i + 1];
-      continue;
-    }
     const int value = std::atoi(argv[i + 1]);
     if (value < 1) usage();
     if (std::strcmp(argv[i], "--mounts") == 0)
@@ -74,7 +68,6 @@ int run_command(const distfuse::tests::Cluster& cluster) {
 TEST(WithCluster, CommandSucceedsAndNothingIsLeft) {
   distfuse::tests::Cluster cluster(g_options.cluster);
   ASSERT_TRUE(cluster.ok());
-  if (!g_options.expected_log.empty()) cluster.expect_log(g_options.expected_log);
   EXPECT_EQ(run_command(cluster), 0) << g_options.command[0];
 }
 

@@ -64,7 +64,7 @@ std::string Mount::down() const {
   if (dead_) return {};
   // A program that was just killed there may not have closed its files yet.
   return wrong(run_on(node_, words("for i in 1 2 3 4 5; do " + program("distfuse") +
-                                   " umount $folder/$name && break; sleep 1; done; gone")));
+                                   " umount $folder/$name && exit 0; sleep 1; done; exit 1")));
 }
 
 std::string Mount::signal(const std::string& signal_name) const {
