@@ -19,7 +19,7 @@
 // A dead machine is noticed by a pending request after 6 retries (1.9 s where the kernel lets us set the ack timeout),
 // and by an idle connection never: that is the lease's business. Destroying a connection destroys the queue pair, and so fences.
 //
-// Limits: 256 callers unanswered; connect has a deadline of its own, because rdma_cm takes more than a minute.
+// Limits: a caller whose path MTU is larger than that of our port is refused. 256 callers unanswered; connect has a deadline of its own, because rdma_cm takes more than a minute.
 //
 // Known weakness: rkeys are per region, not per connection: a client that was shut out could use another live queue pair of its
 // own, if it has one. soft-RoCE's atomics are not atomic with the CPU's.
